@@ -1,0 +1,1 @@
+"""Samples: stored, read, augmented, batched."""

@@ -1,0 +1,1 @@
+"""Registration, distances and reports in millimetres."""

@@ -1,0 +1,1 @@
+"""Rotations, cameras, meshes and alignment, over any leading batch dimensions."""

@@ -1,0 +1,1 @@
+"""Losses of weakly supervised training: pure and unreduced."""

@@ -1,0 +1,1 @@
+"""The face model: coefficients in, vertices and albedo out."""

@@ -1,0 +1,1 @@
+"""Entry points that run on Ray: thin, and without science."""
