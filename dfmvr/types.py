@@ -5,8 +5,8 @@ Axis letters, used in every shape of this project:
     `*L` stands for any leading batch dimensions.
 
 Units and coordinates (see docs/conventions.md): millimetres, radians, pixels with the origin at the top-left
-pixel's top-left corner (a pixel's centre is at +0.5), RGB in [0, 1], albedo linear in [0, 1]. Model space: x to
-the subject's left, y up, z out of the face. Camera space: x right, y down, z forward (OpenCV).
+pixel's top-left corner (a pixel's centre is at +0.5), RGB in [0, 1], albedo linear in [0, 1]. Model space: x
+to the subject's left, y up, z out of the face. Camera space: x right, y down, z forward (OpenCV).
 """
 
 from __future__ import annotations
