@@ -1,0 +1,126 @@
+"""The model that is trained: network, face model, pose, light and renderer in one forward pass.
+
+Axis letters: B batch, V view, N vertex, F triangle, K landmark, H W image (see dfmvr/types.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dfmvr.geometry.camera import project, to_camera
+from dfmvr.geometry.mesh import vertex_normals
+from dfmvr.lighting import linear_to_srgb, shade
+from dfmvr.morphable.model import MorphableModel
+from dfmvr.render.base import Renderer
+from dfmvr.types import REGION_NAMES, FaceParams, Mesh, Reconstruction, ViewBatch
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Everything that the losses compare with the input."""
+
+    params: FaceParams
+    vertices: Tensor
+    """[B, N, 3] mm, model space."""
+    albedo: Tensor
+    """[B, N, 3] linear."""
+    landmarks_3d: Tensor
+    """[B, 101, 3] mm, model space."""
+    landmarks_2d: Tensor
+    """[B, V, 68, 2] pixels."""
+    image: Tensor
+    """[B, V, H, W, 3] sRGB; black where nothing was drawn."""
+    regions: Tensor
+    """[B, V, H, W, 10] interpolated one-hot region labels; zeros where nothing was drawn."""
+    mask: Tensor
+    """[B, V, H, W] bool: the face was drawn."""
+
+
+class Reconstructor(nn.Module):
+    """Network + face model + light + renderer.
+
+    Only the network holds parameters; the face model's constants are non-persistent buffers, so that the module's
+    state is the network's state.
+    """
+
+    def __init__(self, network: nn.Module, face_model: MorphableModel, renderer: Renderer) -> None:
+        super().__init__()
+        self.network = network
+        self.face_model = face_model
+        self.renderer = renderer
+        one_hot = nn.functional.one_hot(face_model.labels, len(REGION_NAMES)).float()
+        self.register_buffer("region_attributes", one_hot, persistent=False)
+        self.region_attributes: Tensor
+
+    def forward(self, batch: ViewBatch) -> Prediction:
+        """Predict the faces of a batch and draw them into its views."""
+        params: FaceParams = self.network(batch.images, batch.masks)
+        return self.draw(params, batch.intrinsics, batch.images.shape[-1])
+
+    def draw(self, params: FaceParams, intrinsics: Tensor, image_size: int) -> Prediction:
+        """Decode parameters and render them.
+
+        Args:
+            params: parameters with leading shape [B].
+            intrinsics: [B, V, 3, 3] pixels.
+            image_size: height and width in pixels.
+        """
+        model = self.face_model
+        vertices = model.vertices(params.identity, params.expression)
+        albedo = model.albedo(params.albedo)
+        camera = to_camera(vertices.unsqueeze(1), params.rotation, params.translation)
+        normals = vertex_normals(vertices, model.triangles)
+        view_normals = normals.unsqueeze(1) @ params.rotation.transpose(-1, -2)
+        radiance = shade(albedo.unsqueeze(1), view_normals, params.light)
+        regions = self.region_attributes.expand(*radiance.shape[:-1], -1)
+        output = self.renderer(
+            camera, model.triangles, torch.cat([radiance, regions], -1), intrinsics, image_size
+        )
+        drawn = output.mask.unsqueeze(-1)
+        return Prediction(
+            params=params,
+            vertices=vertices,
+            albedo=albedo,
+            landmarks_3d=vertices[:, model.landmarks_101],
+            landmarks_2d=project(camera[:, :, model.landmarks_68], intrinsics),
+            image=linear_to_srgb(output.attributes[..., :3]) * drawn,
+            regions=output.attributes[..., 3:],
+            mask=output.mask,
+        )
+
+
+def reconstructions(
+    params: FaceParams, intrinsics: Tensor, face_model: MorphableModel
+) -> list[Reconstruction]:
+    """Decode a batch of parameters into one Reconstruction a sample.
+
+    Args:
+        params: parameters with leading shape [B].
+        intrinsics: [B, V, 3, 3] pixels of the views that the parameters came from.
+        face_model: the model, at the level wanted for the mesh.
+    """
+    vertices = face_model.vertices(params.identity, params.expression)
+    albedo = face_model.albedo(params.albedo)
+    landmarks_3d = vertices[:, face_model.landmarks_68]
+    camera = to_camera(landmarks_3d.unsqueeze(1), params.rotation, params.translation)
+    landmarks_2d = project(camera, intrinsics)
+    return [
+        Reconstruction(
+            mesh=Mesh(vertices[b], face_model.triangles, albedo[b], face_model.uvs),
+            params=FaceParams(
+                params.identity[b],
+                params.expression[b],
+                params.albedo[b],
+                params.light[b],
+                params.rotation[b],
+                params.translation[b],
+            ),
+            landmarks_3d=landmarks_3d[b],
+            landmarks_2d=landmarks_2d[b],
+            intrinsics=intrinsics[b],
+        )
+        for b in range(vertices.shape[0])
+    ]
