@@ -2,8 +2,8 @@
 
 A configuration file is YAML. It may name another file to start from (`extends: quickstart.yaml`, relative to
 itself), so that a variant is the few lines that change. Overrides are `key=value` pairs with dots
-(`losses.photo=12`). Every key must exist in the tree below; values are converted to the field's type and validated
-by the room that owns them.
+(`losses.photo=12`). Every key must exist in the tree below; values are converted to the field's type and
+validated by the room that owns them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dfmvr.training.step import TrainingSettings
 
 
 class SettingsError(ValueError):
-    """A configuration file or an override is wrong; the message names the file or key and what was expected."""
+    """A configuration file or an override is wrong; the message names it and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ())
         overrides: `key=value` pairs, applied last, in order.
 
     Raises:
-        SettingsError: the file is missing or not YAML, a key does not exist (the near name is suggested), or a
-            value has the wrong type or fails its room's validation.
+        SettingsError: the file is missing or not YAML, a key does not exist (the near name is suggested), or
+            a value has the wrong type or fails its room's validation.
     """
     tree = _writable(OmegaConf.structured(Settings))
     for layer, source in _file_layers(path):
@@ -119,7 +119,7 @@ def _file_layers(path: str | Path | None) -> list[tuple[DictConfig, str]]:
             content = OmegaConf.load(current)
         except FileNotFoundError:
             raise SettingsError(f"{current}: no such configuration file") from None
-        except Exception as error:  # noqa: BLE001  # yaml raises many kinds; each is told with the file's name
+        except Exception as error:  # yaml raises many kinds; each is told with the file's name
             raise SettingsError(f"{current}: not readable as YAML: {_first_line(error)}") from error
         if not isinstance(content, DictConfig):
             raise SettingsError(f"{current}: expected a mapping of settings, got {type(content).__name__}")

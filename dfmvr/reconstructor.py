@@ -42,8 +42,8 @@ class Prediction:
 class Reconstructor(nn.Module):
     """Network + face model + light + renderer.
 
-    Only the network holds parameters; the face model's constants are non-persistent buffers, so that the module's
-    state is the network's state.
+    Only the network holds parameters; the face model's constants are non-persistent buffers, so that the
+    module's state is the network's state.
     """
 
     def __init__(self, network: nn.Module, face_model: MorphableModel, renderer: Renderer) -> None:
