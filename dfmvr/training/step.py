@@ -1,0 +1,163 @@
+"""One training step, and the settings of training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfmvr.losses.total import LossSettings, total_loss
+from dfmvr.reconstructor import Reconstructor
+from dfmvr.training.optim import clip_gradients
+from dfmvr.types import ViewBatch
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long to train, on what, and how often to look and to save."""
+
+    epochs: int = 20
+    """Passes over the training split."""
+    batch_size: int = 16
+    """Samples of one optimiser step, over all workers together."""
+    workers: int = 2
+    """Training processes, each with an equal share of every batch."""
+    cpus_per_worker: float = 0.0
+    """CPUs that a worker claims of the Ray cluster; 0 shares them out, leaving one for reading data."""
+    use_gpu: bool = False
+    """Give every worker one GPU."""
+    runs: str = "runs"
+    """Folder of all runs: a local path or s3://bucket/prefix."""
+    checkpoint_every_steps: int = 200
+    """Optimiser steps between checkpoints inside an epoch; the end of an epoch always writes one."""
+    keep: int = 2
+    """Checkpoints kept by validation loss, beside the newest."""
+    validate_every_epochs: int = 1
+    """Epochs between validations; the last epoch is always validated."""
+    max_failures: int = 3
+    """Worker failures after which the run gives up; -1 for never."""
+    max_skipped_in_a_row: int = 10
+    """Steps in a row with a non-finite loss after which the run gives up."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "batch_size",
+            "workers",
+            "checkpoint_every_steps",
+            "keep",
+            "validate_every_epochs",
+            "max_skipped_in_a_row",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name}: expected >= 1, got {getattr(self, name)}")
+        if self.batch_size % self.workers:
+            raise ValueError(
+                f"training.batch_size: expected a multiple of training.workers ({self.workers}), "
+                f"got {self.batch_size}"
+            )
+        if self.cpus_per_worker < 0:
+            raise ValueError(f"training.cpus_per_worker: expected >= 0, got {self.cpus_per_worker}")
+        if self.max_failures < -1:
+            raise ValueError(f"training.max_failures: expected >= -1, got {self.max_failures}")
+        if not self.runs:
+            raise ValueError("training.runs: expected a folder or s3:// address, got an empty string")
+
+    @property
+    def worker_batch_size(self) -> int:
+        """Samples of one optimiser step on one worker."""
+        return self.batch_size // self.workers
+
+
+class NonFiniteLossError(RuntimeError):
+    """Too many steps in a row had a non-finite loss or gradient."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did on this worker."""
+
+    loss: float
+    terms: dict[str, float]
+    """The loss's weighted terms by name."""
+    gradient_norm: float
+    """L2 norm before clipping, the same on every worker."""
+
+    @property
+    def skipped(self) -> bool:
+        """The gradients were not finite and the weights were left as they were."""
+        return not math.isfinite(self.gradient_norm)
+
+
+def train_step(
+    reconstructor: Reconstructor,
+    batch: ViewBatch,
+    optimiser: torch.optim.Optimizer,
+    losses: LossSettings,
+    clip_norm: float,
+) -> StepResult:
+    """Predict, compare, and move the weights once.
+
+    With a distributed network every worker must call this together. A worker with a non-finite loss makes the
+    shared gradient non-finite, so that all of them skip the step alike; the network's buffers (the running
+    statistics of batch norm) are put back then, for the bad batch has passed through them.
+    """
+    buffers = [buffer.clone() for buffer in reconstructor.network.buffers()]
+    optimiser.zero_grad(set_to_none=True)
+    loss, terms = total_loss(reconstructor(batch), batch, reconstructor.face_model, losses)
+    _poison_if_not_finite(loss).backward()
+    norm = clip_gradients(reconstructor.network, clip_norm)
+    result = _to_result(loss, terms, norm)
+    if result.skipped:
+        _restore_buffers(reconstructor, buffers)
+        optimiser.zero_grad(set_to_none=True)
+    else:
+        optimiser.step()
+    return result
+
+
+class SkipCounter:
+    """Counts skipped steps, and stops the run when they come in a row."""
+
+    def __init__(self, max_in_a_row: int, total: int = 0) -> None:
+        self.max_in_a_row = max_in_a_row
+        self.total = total
+        self.in_a_row = 0
+
+    def count(self, result: StepResult, step: int) -> None:
+        """Count one step.
+
+        Raises:
+            NonFiniteLossError: naming the term, after `max_in_a_row` skipped steps in a row.
+        """
+        if not result.skipped:
+            self.in_a_row = 0
+            return
+        self.total += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.max_in_a_row:
+            bad = [name for name, value in result.terms.items() if not math.isfinite(value)]
+            cause = f"term {', '.join(bad)}" if bad else "gradients of finite terms, or another worker's loss"
+            raise NonFiniteLossError(
+                f"step {step}: {self.in_a_row} steps in a row were not finite ({cause}); "
+                "lower optimiser.learning_rate or inspect the data"
+            )
+
+
+def _poison_if_not_finite(loss: Tensor) -> Tensor:
+    """Make the gradients of a non-finite loss non-finite too (an infinite loss can have finite ones)."""
+    return loss * torch.where(torch.isfinite(loss), 1.0, torch.nan).detach()
+
+
+def _to_result(loss: Tensor, terms: dict[str, Tensor], norm: Tensor) -> StepResult:
+    """Copy all numbers to the host at once."""
+    values = torch.stack([loss.detach(), norm.detach(), *(term.detach() for term in terms.values())]).tolist()
+    return StepResult(values[0], dict(zip(terms, values[2:], strict=True)), values[1])
+
+
+def _restore_buffers(reconstructor: Reconstructor, buffers: list[Tensor]) -> None:
+    with torch.no_grad():
+        for buffer, saved in zip(reconstructor.network.buffers(), buffers, strict=True):
+            buffer.copy_(saved)
