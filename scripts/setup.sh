@@ -66,6 +66,6 @@ install_system_libraries() {
 check_python
 install_system_libraries
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-echo "setup: installing dfmvr[$extras] into $venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"
+echo "setup: installing dfmvr[$extras] into $venv (a few minutes)"
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"
 echo "setup: done"
