@@ -17,7 +17,7 @@ class EvaluationSettings:
     """Scan vertices that drive the registration; a regular subset of the cropped scan."""
     icp_iterations: int = 30
     """Most Gauss-Newton steps of a registration; it stops earlier when it has converged."""
-    icp_tolerance: float = 1e-4
+    icp_tolerance: float = 1e-3
     """mm: a registration has converged when a step moves no point of the scan by more than this."""
     distance_backend: str = "auto"
     """Point-to-surface distances: `open3d` (exact), `kdtree` (scipy), or `auto`: open3d where it imports."""
