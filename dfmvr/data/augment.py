@@ -1,0 +1,84 @@
+"""Variation of colours and sharpness, the same for all the views of a sample; geometry is left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from dfmvr.data.settings import DataSettings
+from dfmvr.types import ViewBatch
+
+_BLUR_SIGMAS = (0.5, 2.0)
+"""Range of the blur's standard deviation in pixels of a picture 224 px wide."""
+_BLUR_KERNEL = 9
+
+
+def augment(batch: ViewBatch, settings: DataSettings, generator: torch.Generator) -> ViewBatch:
+    """Return the batch with its images varied.
+
+    Brightness, contrast, saturation and sharpness are each multiplied by U(1 - j, 1 + j), j the settings'
+    `colour_jitter`; a share of the samples is blurred.
+
+    Args:
+        batch: on any device.
+        settings: strength and blur.
+        generator: on the CPU; the same state gives the same pictures.
+    """
+    n_samples, n_views, _, _, width = batch.images.shape
+    device = batch.images.device
+
+    def for_each_view(draws: Tensor) -> Tensor:
+        return draws.repeat_interleave(n_views).to(device)
+
+    jitter = settings.colour_jitter
+    factors = 1 - jitter + 2 * jitter * torch.rand(4, n_samples, generator=generator)
+    blurred = torch.rand(n_samples, generator=generator) < settings.blur_probability
+    low, high = (sigma * width / 224 for sigma in _BLUR_SIGMAS)
+    sigmas = low + (high - low) * torch.rand(n_samples, generator=generator)
+
+    images = _jitter(batch.images.flatten(0, 1), [for_each_view(factor) for factor in factors])
+    images = _blur(images, for_each_view(sigmas), for_each_view(blurred))
+    return dataclasses.replace(batch, images=images.reshape(batch.images.shape))
+
+
+def step_generator(seed: int, *path: int) -> torch.Generator:
+    """Return a generator that depends on the seed and on the way to a step (epoch, rank, batch) alone."""
+    mixed = seed
+    for part in path:
+        mixed = (mixed * 1_000_003 + part + 1) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def _jitter(images: Tensor, factors: list[Tensor]) -> Tensor:
+    from kornia import enhance  # seconds to import, and only training needs it
+
+    brightness, contrast, saturation, sharpness = factors
+    images = enhance.adjust_brightness_accumulative(images, brightness)
+    images = enhance.adjust_contrast_with_mean_subtraction(images, contrast)
+    images = enhance.adjust_saturation_with_gray_subtraction(images, saturation)
+    return _sharpen(images, sharpness)
+
+
+def _sharpen(images: Tensor, factors: Tensor) -> Tensor:
+    """PIL's sharpness, as `kornia.enhance.sharpness`, with sums in place of its convolution: 10 x faster."""
+    rows = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]
+    box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    inner = images[..., 1:-1, 1:-1]
+    smooth = (box + 4 * inner) / 13
+    sharpened = images.clone()  # PIL leaves the border as it is
+    sharpened[..., 1:-1, 1:-1] = smooth + factors.view(-1, 1, 1, 1) * (inner - smooth)
+    return sharpened.clamp(0, 1)
+
+
+def _blur(images: Tensor, sigmas: Tensor, blurred: Tensor) -> Tensor:
+    from kornia import filters
+
+    if not bool(blurred.any()):
+        return images
+    chosen = images[blurred]
+    sigma = sigmas[blurred].unsqueeze(-1).expand(-1, 2)
+    images = images.clone()
+    images[blurred] = filters.gaussian_blur2d(chosen, (_BLUR_KERNEL, _BLUR_KERNEL), sigma)
+    return images

@@ -1,0 +1,1 @@
+"""From photographs to samples: detect, align, crop, label, weigh."""

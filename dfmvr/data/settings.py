@@ -1,0 +1,53 @@
+"""Settings of the data a network reads: where it lies, how it is batched, shuffled and augmented."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dfmvr.types import VIEW_NAMES
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What is read from a data set, and how."""
+
+    uri: str = "data/synthetic"
+    """Folder of the data set: a local path, or s3://bucket/prefix."""
+    image_size: int = 112
+    """Pixels a side; images of another size are bad rows."""
+    views: tuple[str, ...] = VIEW_NAMES
+    """Views taken from each sample, in this order; a sample without one of them is a bad row."""
+    batch_size: int = 8
+    """Samples a batch, for each worker."""
+    shuffle_rows: int = 128
+    """Rows (still encoded) of the buffer that training samples are drawn from; files are shuffled as well."""
+    prefetch_batches: int = 2
+    """Batches fetched ahead of the one in use."""
+    max_bad_share: float = 0.01
+    """Share of a split's rows that may be bad before reading stops with an error."""
+    augment: bool = True
+    """Vary the colours and the sharpness of training images."""
+    colour_jitter: float = 0.5
+    """Brightness, contrast, saturation and sharpness are multiplied by U(1 - this, 1 + this)."""
+    blur_probability: float = 0.3
+    """Share of the training samples that is blurred."""
+    weight_dilation: float = 20.0
+    """Pixels by which the weight map's regions grow at 224 px; scaled with the image size."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "views", tuple(self.views))
+        _require(bool(self.uri), "uri", "a path or URI", self.uri)
+        unknown = [name for name in self.views if name not in VIEW_NAMES]
+        valid_views = bool(self.views) and not unknown and len(set(self.views)) == len(self.views)
+        _require(valid_views, "views", f"one or more of {', '.join(VIEW_NAMES)}, each once", self.views)
+        for name in ("image_size", "batch_size", "shuffle_rows", "prefetch_batches"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("max_bad_share", "blur_probability"):
+            _require(0 <= getattr(self, name) <= 1, name, "a share in [0, 1]", getattr(self, name))
+        _require(0 <= self.colour_jitter < 1, "colour_jitter", "a number in [0, 1)", self.colour_jitter)
+        _require(self.weight_dilation >= 0, "weight_dilation", "at least 0 pixels", self.weight_dilation)
+
+
+def _require(condition: bool, field: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"data.{field}: expected {expected}, got {got!r}")

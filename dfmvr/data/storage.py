@@ -1,0 +1,152 @@
+"""Files by URI: a local path, or s3://bucket/key.
+
+Object storage follows the usual AWS settings: credentials from the environment, the configuration files or
+the instance; AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) for a store other than AWS; AWS_REGION.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+
+class StorageError(OSError):
+    """A file cannot be reached, read or written; the message names its URI."""
+
+
+def join(uri: str, *parts: str) -> str:
+    """Return the URI of something below a folder."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """Return the file system that holds `uri`, and the path in it.
+
+    Raises:
+        StorageError: the URI's scheme is not known, or it names no bucket.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if not separator:
+        return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    parts = urlsplit(uri)
+    if scheme == "file":
+        return fs.LocalFileSystem(), unquote(parts.path)
+    if scheme == "s3":
+        if not parts.netloc:
+            raise StorageError(f"{uri}: expected s3://bucket/key, got no bucket")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        return _s3(endpoint, os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")), (
+            uri.removeprefix("s3://").rstrip("/")
+        )
+    try:
+        system, path = fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, NotImplementedError, OSError) as error:
+        raise StorageError(
+            f"{uri}: expected a local path, file:// or s3://, got {scheme}:// ({error})"
+        ) from error
+    return system, path
+
+
+def list_files(uri: str, suffix: str = "") -> list[str]:
+    """Return the URIs of the files directly in a folder, sorted; none where there is no such folder."""
+    system, path = filesystem(uri)
+    with _named("list", uri):
+        infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    names = sorted(info.base_name for info in infos if info.type == fs.FileType.File)
+    return [join(uri, name) for name in names if name.endswith(suffix) and not name.startswith(".")]
+
+
+def exists(uri: str) -> bool:
+    """Return whether there is a file (or a folder) at `uri`."""
+    system, path = filesystem(uri)
+    with _named("look up", uri):
+        return bool(system.get_file_info(path).type != fs.FileType.NotFound)
+
+
+def read_bytes(uri: str) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StorageError: it cannot be read.
+    """
+    system, path = filesystem(uri)
+    with _named("read", uri), system.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file as one: readers see the old content or the new, never a part.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    system, path = filesystem(uri)
+    with _named("write", uri):
+        if isinstance(system, fs.LocalFileSystem):
+            _write_local(Path(path), data)
+        else:  # an object appears when its upload is complete
+            with system.open_output_stream(path) as stream:
+                stream.write(data)
+
+
+def delete(uri: str) -> None:
+    """Remove a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StorageError: it cannot be removed.
+    """
+    system, path = filesystem(uri)
+    with _named("delete", uri):
+        system.delete_file(path)
+
+
+@functools.cache
+def _s3(endpoint: str | None, region: str | None) -> fs.S3FileSystem:
+    retry = fs.AwsStandardS3RetryStrategy(max_attempts=5)
+    # Delayed opening writes objects up to 5 MB with one request in place of three.
+    if endpoint is None:
+        return fs.S3FileSystem(region=region, retry_strategy=retry, allow_delayed_open=True)
+    scheme, _, host = endpoint.rpartition("://")
+    return fs.S3FileSystem(
+        endpoint_override=host.rstrip("/"),
+        scheme=scheme or "https",
+        region=region or "us-east-1",
+        retry_strategy=retry,
+        allow_delayed_open=True,
+    )
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _named(action: str, uri: str) -> Iterator[None]:
+    """Tell failures with the action and the URI; missing files keep their own kind."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"cannot {action} {uri}: no such file") from error
+    except OSError as error:
+        raise StorageError(f"cannot {action} {uri}: {error}") from error
