@@ -7,8 +7,9 @@ divided by Y_00 so that its first entry is exactly 1:
     c1 = 2/3 sqrt(3),  c2 = 1/4 sqrt(15),  c3 = 1/8 sqrt(5),  c4 = 1/8 sqrt(15)
 
 A light of radiance r from everywhere is therefore r on the first band and zero elsewhere. The neutral light,
-AMBIENT on the first band, gives a radiance of 0.8 x albedo whatever the normal. Normals are in view-aligned model
-axes (x to the viewer's right, y up, z to the viewer), so that a light belongs to the camera, not to the head.
+AMBIENT on the first band, gives a radiance of 0.8 x albedo whatever the normal. Normals are in view-aligned
+model axes (x to the viewer's right, y up, z to the viewer), so that a light belongs to the camera, not to the
+head.
 """
 
 from __future__ import annotations
