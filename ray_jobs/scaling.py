@@ -1,23 +1,11 @@
-"""Connecting to Ray: one place for the settings that every job shares.
-
-Import this module before `ray.data` or `ray.train`: some of Ray's switches are read at import.
-"""
+"""Connecting to Ray: one place for the settings that every job shares."""
 
 from __future__ import annotations
 
 import logging
 import os
 
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-}
-for _name, _value in _QUIET.items():
-    os.environ.setdefault(_name, _value)
-
-import ray  # noqa: E402  # after the switches above
+import ray
 
 _FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 """What a cluster's workers must know of object storage; never credentials, `ray job list` shows these."""

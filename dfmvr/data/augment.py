@@ -62,7 +62,7 @@ def _jitter(images: Tensor, factors: list[Tensor]) -> Tensor:
 
 
 def _sharpen(images: Tensor, factors: Tensor) -> Tensor:
-    """PIL's sharpness, as `kornia.enhance.sharpness`, with sums in place of its convolution: 10 x faster."""
+    """PIL's sharpness, as `kornia.enhance.sharpness`, with sums in place of its slow convolution."""
     rows = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]
     box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
     inner = images[..., 1:-1, 1:-1]
