@@ -29,7 +29,7 @@ class OptimiserSettings:
     """Largest L2 norm of all gradients together; larger ones are scaled down to it."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate:
+        if self.learning_rate <= 0:
             raise ValueError(f"optimiser.learning_rate: expected > 0, got {self.learning_rate}")
         if not 0 <= self.final_learning_rate <= self.learning_rate:
             raise ValueError(
@@ -43,7 +43,7 @@ class OptimiserSettings:
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= beta < 1:
                 raise ValueError(f"optimiser.{name}: expected 0 <= beta < 1, got {beta}")
-        if not 0 < self.clip_norm:
+        if self.clip_norm <= 0:
             raise ValueError(f"optimiser.clip_norm: expected > 0, got {self.clip_norm}")
 
 

@@ -20,10 +20,8 @@ class TrainingSettings:
 
     epochs: int = 20
     """Passes over the training split."""
-    batch_size: int = 16
-    """Samples of one optimiser step, over all workers together."""
     workers: int = 2
-    """Training processes, each with an equal share of every batch."""
+    """Training processes; each takes data.batch_size samples a step."""
     cpus_per_worker: float = 0.0
     """CPUs that a worker claims of the Ray cluster; 0 shares them out, leaving one for reading data."""
     use_gpu: bool = False
@@ -44,7 +42,6 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name in (
             "epochs",
-            "batch_size",
             "workers",
             "checkpoint_every_steps",
             "keep",
@@ -53,22 +50,12 @@ class TrainingSettings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name}: expected >= 1, got {getattr(self, name)}")
-        if self.batch_size % self.workers:
-            raise ValueError(
-                f"training.batch_size: expected a multiple of training.workers ({self.workers}), "
-                f"got {self.batch_size}"
-            )
         if self.cpus_per_worker < 0:
             raise ValueError(f"training.cpus_per_worker: expected >= 0, got {self.cpus_per_worker}")
         if self.max_failures < -1:
             raise ValueError(f"training.max_failures: expected >= -1, got {self.max_failures}")
         if not self.runs:
             raise ValueError("training.runs: expected a folder or s3:// address, got an empty string")
-
-    @property
-    def worker_batch_size(self) -> int:
-        """Samples of one optimiser step on one worker."""
-        return self.batch_size // self.workers
 
 
 class NonFiniteLossError(RuntimeError):

@@ -1,0 +1,86 @@
+"""The driver's view of training: a progress bar, TensorBoard logs and printed lines."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ray_jobs.monitor import Event
+from ray_jobs.runs import Run, upload_folder
+
+
+class Progress:
+    """Shows events as they come; a context manager that closes the logs.
+
+    Args:
+        run: the run; its logs go to `logs/` in its folder (uploaded at the end where that is in s3).
+        total_steps: optimiser steps of the whole run.
+        first_step: steps already done when the run is resumed.
+    """
+
+    def __init__(self, run: Run, total_steps: int, first_step: int) -> None:
+        self._run = run
+        self._remote = "://" in run.uri
+        self._folder = (
+            Path(tempfile.mkdtemp(prefix="dfmvr-logs-")) if self._remote else Path(run.path("logs"))
+        )
+        self._writer = SummaryWriter(str(self._folder), purge_step=first_step)
+        self._bar = tqdm(
+            total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stdout,
+            mininterval=0.5 if sys.stdout.isatty() else 15.0,
+        )  # fmt: skip
+        self.fatal = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        self._writer.close()
+        if self._remote:
+            upload_folder(self._folder, self._run.path("logs"))
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._bar.write(line, file=sys.stdout)
+
+    def show(self, events: Sequence[Event]) -> None:
+        """Show events in order."""
+        for event in events:
+            match event.kind:
+                case "step":
+                    self._show_step(event)
+                case "epoch":
+                    self._scalars("validation", event)
+                    figures = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
+                    self.say(f"epoch {event.epoch}: {figures}")
+                case "start" | "warning":
+                    self.say(event.message)
+                case "fatal":
+                    self.fatal = event.message
+
+    def _show_step(self, event: Event) -> None:
+        self._scalars("train", event)
+        self._bar.update(event.step - self._bar.n)  # goes back when a worker was lost
+        shown = {name: event.values[name] for name in ("loss", "samples_per_second") if name in event.values}
+        terms = {
+            name.removeprefix("loss/"): v for name, v in event.values.items() if name.startswith("loss/")
+        }
+        figures = [
+            f"{'samples/s' if name == 'samples_per_second' else name} {v:.3g}" for name, v in shown.items()
+        ]
+        figures += [f"{name} {value:.2g}" for name, value in terms.items()]
+        self._bar.set_postfix_str(" ".join(figures), refresh=False)
+
+    def _scalars(self, group: str, event: Event) -> None:
+        for name, value in event.values.items():
+            self._writer.add_scalar(f"{group}/{name}", value, event.step)

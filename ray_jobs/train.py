@@ -1,0 +1,356 @@
+"""Train a network: `python -m ray_jobs.train --config configs/quickstart.yaml key=value ...`.
+
+Ctrl-C stops after the current step and leaves a checkpoint; `--resume RUN` goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.data import Dataset
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from dfmvr.config import Settings, load_settings
+from dfmvr.data import storage
+from dfmvr.data.manifest import Manifest, read_manifest
+from dfmvr.data.sample import IMAGE_COLUMNS
+from dfmvr.data.settings import DataSettings
+from dfmvr.networks.face_network import build_network
+from dfmvr.networks.weights import WEIGHTS_FILE, ModelCard, load_weights, save_model
+from dfmvr.training.checkpoint import TrainingState
+from ray_jobs import scaling
+from ray_jobs.monitor import Event, start_monitor
+from ray_jobs.progress import Progress
+from ray_jobs.reading import training_dataset
+from ray_jobs.runs import (
+    Run,
+    best_checkpoint,
+    fetch_checkpoint,
+    new_run,
+    newest_state,
+    resume_run,
+    upload_folder,
+    with_absolute_data,
+    write_metrics,
+)
+from ray_jobs.train_worker import Job, train_on_worker
+
+EXAMPLES = """examples:
+  python -m ray_jobs.train --config configs/quickstart.yaml
+  python -m ray_jobs.train --config configs/small.yaml optimiser.learning_rate=2e-4 training.epochs=40
+  python -m ray_jobs.train --config configs/small.yaml data.uri=s3://bucket/faces training.runs=s3://bucket/runs
+  python -m ray_jobs.train --resume 20261231-235959-small-1a2b
+"""
+STOPPED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+class TrainingFailedError(RuntimeError):
+    """The run has ended before its last epoch; the message says why."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    metrics: dict[str, Any]
+    model: str
+    """Folder of the exported model."""
+    stopped: bool
+    """Somebody stopped it before the last epoch."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, build, run, report; return the exit status."""
+    arguments = parse(argv)
+    try:
+        run = open_run(arguments)
+        manifest = check_data(run.settings)
+        scaling.init_ray(arguments.address)
+        outcome = train(run, manifest, stop=stop_on_signals())
+    except (
+        ValueError,
+        OSError,
+        TrainingFailedError,
+    ) as error:  # wrong settings, data, storage; told in a line
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    report(run, outcome)
+    return STOPPED if outcome.stopped else 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m ray_jobs.train",
+        description="Train a network on a data set of multi-view faces, on Ray.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--config", metavar="FILE", help="settings of a new run (YAML)")
+    which.add_argument("--resume", metavar="RUN", help="go on with a run: its id, or its folder's address")
+    parser.add_argument("--run-id", metavar="ID", help="id of the new run (default: time, name, random part)")
+    parser.add_argument("--address", help="a running Ray cluster (default: RAY_ADDRESS, else start one here)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.resume and arguments.run_id:
+        parser.error("--run-id names a new run; expected it without --resume")
+    return arguments
+
+
+def open_run(arguments: argparse.Namespace) -> Run:
+    """Make a new run, or open the one to resume.
+
+    Raises:
+        SettingsError: the settings are wrong.
+        RunError: the run exists already, or does not.
+    """
+    if arguments.resume:
+        prefix = "training.runs="
+        runs = [item.removeprefix(prefix) for item in arguments.overrides if item.startswith(prefix)]
+        return resume_run(arguments.resume, arguments.overrides, runs[-1] if runs else "runs")
+    return new_run(load_settings(arguments.config, arguments.overrides), arguments.run_id)
+
+
+def check_data(settings: Settings) -> Manifest:
+    """Read the data set's manifest and compare it with the settings, before anything is started.
+
+    Raises:
+        FileNotFoundError: there is no complete data set.
+        ValueError: it does not fit the settings.
+    """
+    manifest = read_manifest(settings.data.uri)
+    data, n_views = settings.data, settings.network.n_views
+    if manifest.image_size != data.image_size:
+        raise ValueError(
+            f"data.image_size: expected {manifest.image_size} as in {data.uri}, got {data.image_size}"
+        )
+    if missing := set(data.views) - set(manifest.views):
+        raise ValueError(
+            f"data.views: expected some of {manifest.views} as in {data.uri}, got {sorted(missing)}"
+        )
+    if len(data.views) != n_views:
+        raise ValueError(
+            f"network.n_views: expected {len(data.views)}, one for each of data.views, got {n_views}"
+        )
+    if manifest.rows["validation"] < settings.training.workers:
+        raise ValueError(
+            f"{data.uri}: expected at least one validation row a worker, got {manifest.rows['validation']} "
+            f"rows for {settings.training.workers} workers"
+        )
+    return manifest
+
+
+def train(
+    run: Run,
+    manifest: Manifest,
+    stop: threading.Event | None = None,
+    watch: Callable[[Event], None] = lambda event: None,
+) -> Outcome:
+    """Train a run on the Ray cluster that this process is connected to, and export its best model.
+
+    Args:
+        run: new or resumed.
+        manifest: of its data set.
+        stop: set it to stop after the current step, with a checkpoint.
+        watch: is called with every event.
+
+    Raises:
+        PreflightError: the cluster is too small.
+        TrainingFailedError: training ended early, and not because of `stop`.
+    """
+    resources = ray.cluster_resources()
+    scaling.preflight(run.settings.training, resources)
+    monitor = start_monitor()
+    job = Job(Run(run.id, run.uri, with_absolute_data(run.settings)), monitor, manifest.rows)
+    fitting = Fitting(build_trainer(job, resources))
+    before = newest_state(run.checkpoints)
+    print(f"run {run.id} in {run.uri}: {job.steps_per_epoch} steps an epoch, {job.total_steps} in all")
+    asked = False
+    with Progress(run, job.total_steps, before.step if before else 0) as progress:
+        while fitting.is_running(wait=0.3):
+            if stop is not None and stop.is_set() and not asked:
+                asked = True
+                progress.say("stopping after this step; a second Ctrl-C ends at once, without a checkpoint")
+                monitor.request_stop.remote()
+            _pass_on(ray.get(monitor.take.remote()), progress, watch)
+        _pass_on(ray.get(monitor.take.remote()), progress, watch)
+    ray.kill(monitor)
+    if progress.fatal or fitting.error is not None:
+        raise TrainingFailedError(progress.fatal or f"training failed: {_root_cause(fitting.error)}")
+    return finish(run)
+
+
+def build_trainer(job: Job, resources: dict[str, float]) -> TorchTrainer:
+    """Settings -> Ray Train: data, scaling, failures, checkpoints."""
+    training = job.run.settings.training
+    system, path = storage.filesystem(job.run.uri)
+    return TorchTrainer(
+        train_on_worker,
+        train_loop_config={"job": job},
+        datasets={  # called whenever the workers (re)start
+            "train": partial(open_training_data, job.run.settings, job.run.checkpoints),
+            "validation": partial(open_validation_data, job.run.settings.data),
+        },
+        scaling_config=scaling.scaling_config(training, resources),
+        torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",  # a folder of the run; Ray goes on by itself with what it finds there
+            storage_path=path,
+            storage_filesystem=system,
+            failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=training.keep,
+                checkpoint_score_attribute="val_loss",
+                checkpoint_score_order="min",
+            ),
+        ),
+    )
+
+
+def open_training_data(settings: Settings, checkpoints: str) -> Dataset:
+    """Open the training split so that its first pass is shuffled as the epoch to go on with."""
+    state = newest_state(checkpoints)
+    return training_dataset(
+        settings.data, "train", seed=settings.seed, start_epoch=state.epoch if state else 0
+    )
+
+
+def open_validation_data(settings: DataSettings) -> Dataset:
+    """Open the validation split in stored order, with the true vertices."""
+    dataset = training_dataset(settings, "validation", truth=("dense_vertices",))
+    return dataset.select_columns([*IMAGE_COLUMNS, "dense_vertices", "path"])
+
+
+class Fitting:
+    """`trainer.fit()` in a thread, so that the main thread shows progress and takes signals.
+
+    (In the main thread Ray would install its own handler, which aborts without a checkpoint.)
+    """
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
+        self._thread.start()
+
+    def is_running(self, wait: float) -> bool:
+        """Wait up to `wait` seconds for the end; return whether it has not come."""
+        self._thread.join(wait)
+        return self._thread.is_alive()
+
+    def _fit(self, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # noqa: BLE001  # handed to the main thread, which raises
+            self.error = error
+
+
+def finish(run: Run) -> Outcome:
+    """Export the best model and write the metrics.
+
+    Raises:
+        TrainingFailedError: there is no checkpoint at all.
+    """
+    newest, best = newest_state(run.checkpoints), best_checkpoint(run.checkpoints)
+    if newest is None or best is None:
+        raise TrainingFailedError(f"{run.checkpoints}: expected a checkpoint, found none")
+    name, state = best
+    card = export_model(run, name, state)
+    metrics = {
+        "run_id": run.id,
+        "step": newest.step,
+        "epochs": newest.epoch,
+        "seconds": round(newest.seconds, 1),
+        "skipped_steps": newest.skipped_steps,
+        "failed_checkpoints": newest.failed_checkpoints,
+        "best_checkpoint": name,
+        "best": state.validation,
+        "weights_hash": card.weights_hash,
+        "config_hash": newest.config_hash,
+        "face_model_hash": newest.face_model_hash,
+        "versions": newest.versions,
+        "history": newest.history,
+    }
+    write_metrics(run, metrics)
+    return Outcome(metrics, run.path("model"), newest.epoch < run.settings.training.epochs)
+
+
+def export_model(run: Run, checkpoint: str, state: TrainingState) -> ModelCard:
+    """Write a checkpoint's network as a model folder, `model/` in the run's."""
+    settings = run.settings
+    network = build_network(settings.network)
+    with tempfile.TemporaryDirectory() as folder:
+        fetch_checkpoint(run.checkpoints, checkpoint, Path(folder) / "checkpoint")
+        load_weights(network, Path(folder) / "checkpoint" / WEIGHTS_FILE)
+        card = ModelCard(
+            network=settings.network,
+            image_size=settings.data.image_size,
+            view_names=settings.data.views,
+            face_model_hash=state.face_model_hash,
+            face_model_level=settings.face_model.level,
+            run_id=run.id,
+            step=state.step,
+            config_hash=state.config_hash,
+            licence="Apache-2.0",
+            metrics={k: v for k, v in state.validation.items() if k.startswith("val_")},
+        )
+        card = save_model(Path(folder) / "model", network, card)
+        upload_folder(Path(folder) / "model", run.path("model"))
+    return card
+
+
+def stop_on_signals() -> threading.Event:
+    """Make SIGINT and SIGTERM set the returned event; a second one ends the process at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    return stop
+
+
+def report(run: Run, outcome: Outcome) -> None:
+    """Print how the run ended and where its results are."""
+    metrics = outcome.metrics
+    best = "  ".join(f"{name} {value:.4g}" for name, value in metrics["best"].items())
+    end = f"stopped; go on with --resume {run.id}" if outcome.stopped else "done"
+    print(f"{end}: {metrics['epochs']} epochs, {metrics['step']} steps, {metrics['seconds'] / 60:.1f} min")
+    if metrics["skipped_steps"] or metrics["failed_checkpoints"]:
+        print(
+            f"skipped steps: {metrics['skipped_steps']}, failed checkpoints: {metrics['failed_checkpoints']}"
+        )
+    print(f"best checkpoint: {metrics['best_checkpoint']}  {best}")
+    print(f"weights: {outcome.model}/{WEIGHTS_FILE}")
+
+
+def _pass_on(events: list[Event], progress: Progress, watch: Callable[[Event], None]) -> None:
+    progress.show(events)
+    for event in events:
+        watch(event)
+
+
+def _root_cause(error: BaseException) -> str:
+    """The last line of a worker's traceback, which says what happened."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

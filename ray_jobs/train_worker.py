@@ -1,0 +1,363 @@
+"""What every training worker does: restore, train an epoch, validate, save, and again.
+
+All workers take the same decisions at the same step: before every step they agree, with one tiny all-reduce,
+whether each of them has a batch, whether somebody wants to stop and whether somebody has failed for good.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from ray.actor import ActorHandle
+from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.collective import broadcast_from_rank_zero
+from torch.nn.parallel import DistributedDataParallel
+
+from dfmvr.config import config_hash, settings_dict
+from dfmvr.data.collate import collate
+from dfmvr.data.rejects import Rejects, TooManyBadRowsError, decode_rows
+from dfmvr.data.settings import DataSettings
+from dfmvr.networks.weights import WeightsError
+from dfmvr.reconstructor import Reconstructor, build_reconstructor
+from dfmvr.training.checkpoint import (
+    CheckpointError,
+    TrainingState,
+    library_versions,
+    load_checkpoint,
+    save_checkpoint,
+)
+from dfmvr.training.optim import build_optimiser, learning_rate_at, set_learning_rate
+from dfmvr.training.step import NonFiniteLossError, SkipCounter, StepResult, train_step
+from dfmvr.training.validation import ValidationBatch, validation_means, validation_sums
+from dfmvr.types import ViewBatch
+from ray_jobs.monitor import Event, Post
+from ray_jobs.reading import iterate_batches, steps_per_epoch
+from ray_jobs.runs import Run, fetch_checkpoint, newest_intact_checkpoint, store_checkpoint
+
+_FATAL = (NonFiniteLossError, TooManyBadRowsError, CheckpointError, WeightsError)
+"""Errors that would come again: the run ends in place of restarting its workers."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to the workers."""
+
+    run: Run
+    monitor: ActorHandle[Any]
+    rows: dict[str, int]
+    """Rows of every split."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches that every worker gets of one pass over the training split."""
+        settings = self.run.settings
+        return steps_per_epoch(self.rows["train"], settings.data, settings.training.workers)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.steps_per_epoch * self.run.settings.training.epochs
+
+
+class PeerFailedError(RuntimeError):
+    """Another worker has told why the run must end."""
+
+
+def train_on_worker(config: dict[str, Job]) -> None:
+    """Train the job in `config["job"]` to its end, or until somebody wants to stop (Ray Train calls this)."""
+    worker = Worker(config["job"])
+    try:
+        worker.restore()
+        while worker.state.epoch < worker.settings.training.epochs:
+            if not worker.train_epoch():
+                worker.save({})
+                break
+            worker.finish_epoch()
+    except PeerFailedError:
+        pass
+    except _FATAL as error:
+        worker.tell("fatal", message=f"{type(error).__name__}: {error}", now=True)
+    worker.tell("stop", now=True)
+
+
+class Worker:
+    """One rank of the training run."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.settings = job.run.settings
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        share_cores(context.get_local_world_size())
+        torch.manual_seed(self.settings.seed)
+        self.reconstructor = build_reconstructor(self.settings).to(self.device).train()
+        self.network = self.reconstructor.network
+        self.optimiser = build_optimiser(self.network, self.settings.optimiser)
+        self.state = TrainingState(
+            run_id=job.run.id,
+            settings=settings_dict(self.settings),
+            config_hash=config_hash(self.settings),
+            face_model_hash=self.reconstructor.face_model.hash,
+            seed=self.settings.seed,
+            versions=library_versions(),
+        )
+        self.skips = SkipCounter(self.settings.training.max_skipped_in_a_row)
+        self.post = Post(job.monitor)
+        self.epoch_losses: list[float] = []
+        self.pace = Pace(self.settings.data.batch_size * self.world_size)
+
+    def restore(self) -> None:
+        """Go on from the newest intact checkpoint, and make ready to train together."""
+        checkpoints = self.job.run.checkpoints
+        found: dict[str, Any] = {"name": None, "passed_over": []}
+        if self.rank == 0:
+            found["name"], found["passed_over"] = newest_intact_checkpoint(checkpoints)
+        found = broadcast_from_rank_zero(found)
+        for reason in found["passed_over"]:
+            self.tell("warning", message=f"passed over: {reason}")
+        if found["name"]:
+            with tempfile.TemporaryDirectory() as folder:
+                fetch_checkpoint(checkpoints, found["name"], Path(folder))
+                saved = load_checkpoint(folder, self.network, self.optimiser)
+            self._check_same_face_model(saved)
+            current = {name: getattr(self.state, name) for name in ("settings", "config_hash", "versions")}
+            self.state = dataclasses.replace(saved, **current)
+            self.skips.total = saved.skipped_steps
+        self.trained = self.reconstructor
+        if self.world_size > 1:
+            # The optimiser holds the same parameters as the wrapped network: wrapping does not replace them.
+            wrapped = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
+            self.trained = Reconstructor(wrapped, self.reconstructor.face_model, self.reconstructor.renderer)
+        origin = f"from {found['name']}" if found["name"] else "from the start"
+        self.tell("start", {"pid": os.getpid()}, f"{self.world_size} workers train {origin}")
+
+    def train_epoch(self) -> bool:
+        """Train from the current position to the end of the epoch.
+
+        Returns:
+            Whether the end was reached; False when somebody wanted to stop.
+        """
+        batches = self._training_batches()
+        every = self.settings.training.checkpoint_every_steps
+        self.pace.start()
+        while True:
+            batch, error = _next_batch(batches)
+            ended, stop, failed = self._agree(batch is None, self.post.stop_requested, error is not None)
+            if failed:
+                raise error or PeerFailedError
+            if batch is None or ended:
+                return True
+            if stop:
+                return False
+            self._step(batch.to(self.device))
+            done = self.state.samples_in_epoch // (self.settings.data.batch_size * self.world_size)
+            if self.state.step % every == 0 and done < self.job.steps_per_epoch:
+                self.save({})
+                self.pace.start()
+
+    def finish_epoch(self) -> None:
+        """Validate where it is due, and save."""
+        epoch = self.state.epoch + 1
+        figures = {"epoch": float(epoch), "step": float(self.state.step)}
+        if self.epoch_losses:
+            figures["train_loss"] = sum(self.epoch_losses) / len(self.epoch_losses)
+        training = self.settings.training
+        if epoch % training.validate_every_epochs == 0 or epoch == training.epochs:
+            figures |= self._validate()
+        history = (*self.state.history, figures)
+        self.state = dataclasses.replace(self.state, epoch=epoch, samples_in_epoch=0, history=history)
+        self.epoch_losses = []
+        shown = {name: value for name, value in figures.items() if name not in ("epoch", "step")}
+        self.tell("epoch", shown)
+        self.save(shown)
+
+    def save(self, figures: dict[str, float]) -> None:
+        """Write a checkpoint (rank 0) and report it to Ray Train (every rank, the same number of times).
+
+        A storage that fails costs this checkpoint, not the run.
+        """
+        self.state = dataclasses.replace(
+            self.state, skipped_steps=self.skips.total, seconds=self.state.seconds + self.pace.take_seconds()
+        )
+        stored = self.rank == 0 and self._store()
+        context = ray.train.get_context().get_storage()
+        path = f"{context.experiment_fs_path}/{self.state.name}"
+        checkpoint = Checkpoint(path, context.storage_filesystem) if stored else None
+        metrics = {"val_loss": float("inf"), **figures, "epoch": self.state.epoch, "step": self.state.step}
+        ray.train.report(
+            metrics,
+            checkpoint=checkpoint,
+            checkpoint_dir_name=self.state.name,
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    def tell(
+        self, kind: str, values: dict[str, float] | None = None, message: str = "", *, now: bool = False
+    ) -> None:
+        """Send an event to the driver; workers other than rank 0 only send what ended the run."""
+        if self.rank == 0 or kind == "fatal":
+            self.post.send(Event(kind, self.state.step, self.state.epoch, values or {}, message), now=now)
+
+    def _step(self, batch: ViewBatch) -> None:
+        learning_rate = learning_rate_at(self.state.step, self.job.total_steps, self.settings.optimiser)
+        set_learning_rate(self.optimiser, learning_rate)
+        self.pace.mark_data()
+        result = train_step(
+            self.trained, batch, self.optimiser, self.settings.losses, self.settings.optimiser.clip_norm
+        )
+        self.pace.mark_step()
+        samples = self.state.samples_in_epoch + batch.images.shape[0] * self.world_size
+        self.state = dataclasses.replace(self.state, step=self.state.step + 1, samples_in_epoch=samples)
+        if not result.skipped:
+            self.epoch_losses.append(result.loss)
+        self._tell_step(result, learning_rate)
+        self.skips.count(result, self.state.step)
+
+    def _tell_step(self, result: StepResult, learning_rate: float) -> None:
+        values = {"loss": result.loss, "gradient_norm": result.gradient_norm, "learning_rate": learning_rate}
+        values |= {f"loss/{name}": value for name, value in result.terms.items()}
+        self.tell("step", {**values, **self.pace.figures(), "skipped_steps": self.skips.total})
+
+    def _training_batches(self) -> Iterator[ViewBatch]:
+        data = self.settings.data
+        return iterate_batches(
+            ray.train.get_dataset_shard("train"),
+            data,
+            epoch=self.state.epoch,
+            seed=self.settings.seed,
+            rejects=self._rejects("train"),
+            rank=self.rank,
+            skip_batches=self.state.samples_in_epoch // (data.batch_size * self.world_size),
+            augment=data.augment,
+        )
+
+    def _validate(self) -> dict[str, float]:
+        """Return the validation figures over all workers, of rank 0's network."""
+        for buffer in self.network.buffers():
+            if self.world_size > 1:
+                torch.distributed.broadcast(buffer, 0)
+        batches = validation_batches(
+            ray.train.get_dataset_shard("validation"), self.settings.data, self._rejects("validation")
+        )
+        on_device = (batch.to(self.device) for batch in batches)
+        sums = validation_sums(self.reconstructor, on_device, self.settings.losses).to(self.device)
+        if self.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        return validation_means(sums)
+
+    def _rejects(self, split: str) -> Rejects:
+        uri = self.job.run.path("logs", f"rejects-{split}-rank{self.rank}.jsonl")
+        return Rejects(self.settings.data.max_bad_share, self.job.rows[split], uri)
+
+    def _agree(self, *flags: bool) -> list[bool]:
+        """Return for every flag whether any worker has raised it."""
+        if self.world_size == 1:
+            return list(flags)
+        raised = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in raised.tolist()]
+
+    def _store(self) -> bool:
+        started = time.monotonic()
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                save_checkpoint(folder, self.network, self.optimiser, self.state)
+                store_checkpoint(Path(folder), self.job.run.checkpoints, self.state.name)
+        except OSError as error:
+            count = self.state.failed_checkpoints + 1
+            self.state = dataclasses.replace(self.state, failed_checkpoints=count)
+            self.tell(
+                "warning", message=f"checkpoint {self.state.name} not stored, training goes on: {error}"
+            )
+            return False
+        self.tell("checkpoint", {"checkpoint_seconds": time.monotonic() - started}, now=True)
+        return True
+
+    def _check_same_face_model(self, saved: TrainingState) -> None:
+        if saved.face_model_hash != self.state.face_model_hash:
+            raise CheckpointError(
+                f"run {saved.run_id}: trained with face model {saved.face_model_hash}, "
+                f"but the settings name {self.state.face_model_hash}"
+            )
+
+
+class Pace:
+    """Samples per second, and where the time goes; smoothed over about ten steps."""
+
+    def __init__(self, samples_per_step: int) -> None:
+        self._samples = samples_per_step
+        self._data = self._step = 0.0
+        self._last = self._saved = time.monotonic()
+
+    def start(self) -> None:
+        """Forget the time that was spent on other things."""
+        self._last = time.monotonic()
+
+    def mark_data(self) -> None:
+        """A batch has come."""
+        self._data = self._smooth(self._data)
+
+    def mark_step(self) -> None:
+        """The step is done."""
+        self._step = self._smooth(self._step)
+
+    def figures(self) -> dict[str, float]:
+        """Return samples/s of all workers, and milliseconds of waiting for data and of computing."""
+        rate = self._samples / max(1e-9, self._data + self._step)
+        return {"samples_per_second": rate, "data_ms": 1000 * self._data, "step_ms": 1000 * self._step}
+
+    def take_seconds(self) -> float:
+        """Return the seconds since the last call."""
+        now = time.monotonic()
+        seconds, self._saved = now - self._saved, now
+        return seconds
+
+    def _smooth(self, old: float) -> float:
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        return seconds if old == 0.0 else 0.9 * old + 0.1 * seconds
+
+
+def share_cores(workers_on_node: int) -> None:
+    """Give torch and numba this process's share of the node's cores: more threads than cores are slower."""
+    import numba
+
+    cores = max(1, len(os.sched_getaffinity(0)) // workers_on_node)
+    torch.set_num_threads(cores)
+    numba.set_num_threads(min(cores, numba.config.NUMBA_NUM_THREADS))
+
+
+def validation_batches(
+    shard: ray.data.DataIterator, settings: DataSettings, rejects: Rejects
+) -> Iterator[ValidationBatch]:
+    """Go through a validation shard in stored order; bad rows are left out."""
+    tables = shard.iter_batches(
+        batch_size=settings.batch_size, batch_format="pyarrow", prefetch_batches=settings.prefetch_batches
+    )
+    for table in tables:
+        samples = decode_rows(table.to_pylist(), settings, rejects)
+        truth = [sample.dense_vertices for sample in samples if sample.dense_vertices is not None]
+        if samples:
+            dense = torch.from_numpy(np.stack(truth)) if len(truth) == len(samples) else None
+            yield ValidationBatch(collate(samples, settings), dense)
+
+
+def _next_batch(batches: Iterator[ViewBatch]) -> tuple[ViewBatch | None, Exception | None]:
+    try:
+        return next(batches, None), None
+    except TooManyBadRowsError as error:
+        return None, error
