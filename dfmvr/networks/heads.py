@@ -1,0 +1,80 @@
+"""Linear heads: one feature vector -> FaceParams.
+
+Each head's raw output is scaled so that one unit means about as much to the picture in every group, and one
+learning rate suits them all. At the paper's camera (224 px, 1 m) one unit of pose moves points by about
+    rotation     0.3 rad        25 px at the tip of the nose
+    translation  30 mm across   30 px
+                 100 mm along    9 px at the face's border
+Shape and albedo coefficients are standard deviations already. An expression coefficient is an activation in
+[0, 1] whose spread is a fraction of that range, so a unit is 0.25. A light coefficient's unit is 0.3, on the
+scale on which the neutral light is 0.8.
+
+Every output starts within a few hundredths of a unit of zero, which is the mean face with a neutral
+expression, frontal, on the optical axis at the subject's distance, in neutral light. The weights are drawn
+small rather than zero, so that the layers below receive gradients from the first step on.
+
+Expression activations are left linear. A squashing that keeps them in [0, 1] (sigmoid, softplus) cannot be
+neutral at its start and have a gradient there too, and a clamp kills the gradient of any unit that is pushed
+below zero once. What leaves [0, 1] is the expression prior's business (losses/regularisation.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dfmvr.geometry.rotation import euler_to_matrix
+from dfmvr.lighting import AMBIENT, SH_BANDS
+from dfmvr.types import FaceParams
+
+N_IDENTITY = 80
+N_EXPRESSION = 64
+N_ALBEDO = 80
+
+EXPRESSION_UNIT = 0.25
+ROTATION_UNIT = 0.3
+TRANSLATION_UNIT = (30.0, 30.0, 100.0)
+LIGHT_UNIT = 0.3
+
+_START = 0.02
+"""Standard deviation of the raw outputs at the start, for features of unit size."""
+
+
+class FaceHeads(nn.Module):
+    """One linear layer for each group of parameters.
+
+    Args:
+        in_features: length of the feature vector.
+        n_views: number of views V, each with its own light and pose.
+    """
+
+    def __init__(self, in_features: int, n_views: int) -> None:
+        super().__init__()
+        self.n_views = n_views
+        self.identity = nn.Linear(in_features, N_IDENTITY)
+        self.expression = nn.Linear(in_features, N_EXPRESSION)
+        self.albedo = nn.Linear(in_features, N_ALBEDO)
+        self.light = nn.Linear(in_features, n_views * SH_BANDS * 3)
+        self.pose = nn.Linear(in_features, n_views * 6)
+        for head in (self.identity, self.expression, self.albedo, self.light, self.pose):
+            nn.init.normal_(head.weight, std=_START / in_features**0.5)
+            nn.init.zeros_(head.bias)
+        self.register_buffer("translation_unit", torch.tensor(TRANSLATION_UNIT), persistent=False)
+        neutral = torch.zeros(SH_BANDS, 3)
+        neutral[0] = AMBIENT
+        self.register_buffer("neutral_light", neutral, persistent=False)
+        self.translation_unit: Tensor
+        self.neutral_light: Tensor
+
+    def forward(self, features: Tensor) -> FaceParams:
+        """Return parameters with leading shape [B] for features [B, in_features]."""
+        pose = self.pose(features).unflatten(1, (self.n_views, 2, 3))
+        light = self.light(features).unflatten(1, (self.n_views, SH_BANDS, 3))
+        return FaceParams(
+            identity=self.identity(features),
+            expression=EXPRESSION_UNIT * self.expression(features),
+            albedo=self.albedo(features),
+            light=self.neutral_light + LIGHT_UNIT * light,
+            rotation=euler_to_matrix(ROTATION_UNIT * pose[:, :, 0]),
+            translation=self.translation_unit * pose[:, :, 1],
+        )

@@ -1,0 +1,198 @@
+import pytest
+import torch
+from torch import nn
+
+from dfmvr.networks import PRESETS, NetworkSettings, build_network
+from dfmvr.networks.heads import FaceHeads
+from dfmvr.networks.mulen_unet import AttentionGate, MulEnUnet
+from dfmvr.networks.rednet import RedNet
+from dfmvr.types import FaceParams
+
+SMALLEST = 1 / 16
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def draw(n_views: int, size: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(batch, n_views, 3, size, size, generator=generator)
+    masks = torch.randint(0, 10, (batch, n_views, size, size), generator=generator)
+    return images, masks
+
+
+def small(**changes) -> nn.Module:
+    torch.manual_seed(0)
+    return build_network(NetworkSettings(**{"width": SMALLEST, **changes}))
+
+
+def values(params: FaceParams) -> dict[str, torch.Tensor]:
+    return {name: getattr(params, name) for name in params.__dataclass_fields__}
+
+
+def test_paper_preset_has_the_papers_size():
+    with torch.device("meta"):
+        fusion = MulEnUnet(3, 4, 64)
+        regressor = RedNet(fusion.out_channels, 64)
+        heads = FaceHeads(regressor.out_features, 3)
+    assert fusion.out_channels == 256
+    assert count(fusion) == 80_078_532  # paper/numbers: the released code without its unused conv9
+    # RedNet-50 of Li et al. has 15.54 M with 3 input channels and its 1000 classes (2,049,000). Here the stem
+    # reads 256 channels (+72,864) and the heads stand in the place of the classes.
+    assert count(regressor) == 15_540_806 - 2_049_000 + 253 * 32 * 9
+    assert count(heads) == (80 + 64 + 80 + 3 * 27 + 3 * 6) * (2048 + 1)
+    with torch.device("meta"):
+        network = build_network(PRESETS["paper"])
+    assert count(network) == count(fusion) + count(regressor) + count(heads) == 94_305_029
+
+
+@pytest.mark.parametrize(("mask_input", "channels"), [("one_hot", 13), ("scalar", 4), ("none", 3)])
+def test_mask_input_decides_the_channels(mask_input, channels):
+    network = small(mask_input=mask_input)
+    assert network.fusion.in_channels == channels
+    images, masks = draw(3, 32)
+    inputs = network._inputs(images, masks)
+    assert inputs.shape == (2, 3, channels, 32, 32)
+    torch.testing.assert_close(inputs[:, :, :3], images * 2 - 1)
+    if mask_input == "scalar":
+        assert torch.equal(inputs[:, :, 3], masks.float())
+    if mask_input == "one_hot":
+        assert torch.equal(inputs[:, :, 3:].argmax(2), masks)
+        assert torch.equal(inputs[:, :, 3:].sum(2), torch.ones(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("n_views", [1, 2, 3, 5])
+def test_shapes_for_any_number_of_views(n_views):
+    params = small(n_views=n_views)(*draw(n_views, 32))
+    shapes = {name: tuple(value.shape) for name, value in values(params).items()}
+    assert shapes == {
+        "identity": (2, 80),
+        "expression": (2, 64),
+        "albedo": (2, 80),
+        "light": (2, n_views, 9, 3),
+        "rotation": (2, n_views, 3, 3),
+        "translation": (2, n_views, 3),
+    }
+
+
+@pytest.mark.parametrize("size", [64, 96, 112, 224])
+def test_sizes(size):
+    network = small()
+    images, masks = draw(3, size)
+    with torch.no_grad():
+        fused = network.fusion(network._inputs(images, masks))
+        params = network.heads(network.regressor(fused))
+    assert fused.shape == (2, 16, size, size)
+    assert all(value.isfinite().all() for value in values(params).values())
+
+
+def assert_mean_face(params: FaceParams) -> None:
+    units = {"identity": 1.0, "expression": 0.25, "albedo": 1.0, "translation": 100.0}
+    for name, unit in units.items():
+        assert getattr(params, name).abs().max() < 0.1 * unit, name
+    assert (params.rotation - torch.eye(3)).abs().max() < 0.03
+    neutral = torch.zeros(9, 3)
+    neutral[0] = 0.8
+    assert (params.light - neutral).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("preset", ["eighth", "quarter"])
+def test_first_prediction_is_the_mean_face(preset):
+    torch.manual_seed(0)
+    network = build_network(PRESETS[preset])
+    with torch.no_grad():
+        assert_mean_face(network(*draw(3, 64)))
+        assert_mean_face(network.eval()(*draw(3, 64)))
+
+
+def test_a_few_steps_leave_evaluation_finite():
+    """A new network's batch-norm statistics are wrong; evaluation must survive them."""
+    network = small()
+    images, masks = draw(3, 32)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
+    for _ in range(3):
+        optimiser.zero_grad()
+        (network(images, masks).identity - 1).square().mean().backward()
+        optimiser.step()
+    params = network.eval()(images, masks)
+    assert all(value.isfinite().all() and value.abs().max() < 1e3 for value in values(params).values())
+
+
+def test_gradients_reach_the_inputs_of_every_view_and_every_layer():
+    network = small()
+    # after a first step: the residual branches start closed
+    for block in network.regressor.blocks:
+        nn.init.ones_(block.norm.weight)
+    images, masks = draw(3, 64)
+    images.requires_grad_()
+    params = network(images, masks)
+    sum(value.square().sum() for value in values(params).values()).backward()
+    assert (images.grad.flatten(2).abs().sum(2) > 0).all()
+    lost = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    assert lost == []
+    # a bias in front of a batch-norm has no effect in training; everything else must learn
+    still = [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.ndim == 4 and not parameter.grad.abs().sum() > 0
+    ]
+    assert still == []
+
+
+def test_views_have_their_own_encoders():
+    network = small().eval()
+    images, masks = draw(3, 32)
+    swapped = network(images[:, [1, 0, 2]], masks[:, [1, 0, 2]])
+    assert not torch.allclose(network(images, masks).identity, swapped.identity)
+
+
+def test_seed_decides_the_weights():
+    first, second = small().state_dict(), small().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    torch.manual_seed(1)
+    other = build_network(NetworkSettings(width=SMALLEST)).state_dict()
+    assert not torch.equal(first["heads.identity.weight"], other["heads.identity.weight"])
+
+
+def test_state_is_contiguous_and_free_of_constants():
+    state = small().state_dict()
+    assert all(value.is_contiguous() for value in state.values())
+    assert not any(name.startswith("heads.") and not name.endswith(("weight", "bias")) for name in state)
+
+
+def test_attention_gate_only_scales():
+    gate = AttentionGate(8)
+    skip = torch.rand(2, 8, 6, 6) + 0.5
+    ratio = gate(torch.randn(2, 8, 6, 6), skip) / skip
+    assert ratio.amin() > 0
+    assert ratio.amax() < 1
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "vgg"}, r"network\.name: expected one of .* got 'vgg'"),
+        ({"mask_input": "label"}, r"network\.mask_input: expected one of .* got 'label'"),
+        ({"n_views": 0}, r"network\.n_views: expected at least 1, got 0"),
+        ({"width": 0.3}, r"network\.width: expected 64 x width = 4, 8 or a multiple of 16, got .* = 19.2"),
+        ({"width": 0.0}, r"network\.width"),
+    ],
+)
+def test_wrong_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        NetworkSettings(**changes)
+
+
+def test_wrong_inputs_are_refused():
+    network = small()
+    images, masks = draw(3, 32)
+    with pytest.raises(ValueError, match=r"views: expected \[B, 3, 13, H, W\], got \(2, 2, 13, 32, 32\)"):
+        network(images[:, :2], masks[:, :2])
+    with pytest.raises(
+        ValueError, match=r"images and masks: expected .* got \(2, 3, 3, 32, 32\) and \(2, 2, 32, 32\)"
+    ):
+        network(images, masks[:, :2])
+    with pytest.raises(ValueError, match="multiples of 16 for both sides, got 40 x 40"):
+        network(*draw(3, 40))
