@@ -25,7 +25,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from dfmvr.config import Settings, load_settings
 from dfmvr.data import storage
 from dfmvr.data.manifest import Manifest, read_manifest
-from dfmvr.data.sample import IMAGE_COLUMNS
 from dfmvr.data.settings import DataSettings
 from dfmvr.networks.face_network import build_network
 from dfmvr.networks.weights import WEIGHTS_FILE, ModelCard, load_weights, save_model

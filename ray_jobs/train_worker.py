@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import ray.data
 import ray.train
 import ray.train.torch
 import torch
@@ -27,9 +25,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from torch.nn.parallel import DistributedDataParallel
 
 from dfmvr.config import config_hash, settings_dict
-from dfmvr.data.collate import collate
-from dfmvr.data.rejects import Rejects, TooManyBadRowsError, decode_rows
-from dfmvr.data.settings import DataSettings
+from dfmvr.data.rejects import Rejects, TooManyBadRows
 from dfmvr.networks.weights import WeightsError
 from dfmvr.reconstructor import Reconstructor, build_reconstructor
 from dfmvr.training.checkpoint import (
@@ -41,13 +37,13 @@ from dfmvr.training.checkpoint import (
 )
 from dfmvr.training.optim import build_optimiser, learning_rate_at, set_learning_rate
 from dfmvr.training.step import NonFiniteLossError, SkipCounter, StepResult, train_step
-from dfmvr.training.validation import ValidationBatch, validation_means, validation_sums
+from dfmvr.training.validation import validation_means, validation_sums
 from dfmvr.types import ViewBatch
 from ray_jobs.monitor import Event, Post
-from ray_jobs.reading import iterate_batches, steps_per_epoch
+from ray_jobs.reading import iterate_batches, steps_per_epoch, validation_batches
 from ray_jobs.runs import Run, fetch_checkpoint, newest_intact_checkpoint, store_checkpoint
 
-_FATAL = (NonFiniteLossError, TooManyBadRowsError, CheckpointError, WeightsError)
+_FATAL = (NonFiniteLossError, TooManyBadRows, CheckpointError, WeightsError)
 """Errors that would come again: the run ends in place of restarting its workers."""
 
 
@@ -341,23 +337,8 @@ def share_cores(workers_on_node: int) -> None:
     numba.set_num_threads(min(cores, numba.config.NUMBA_NUM_THREADS))
 
 
-def validation_batches(
-    shard: ray.data.DataIterator, settings: DataSettings, rejects: Rejects
-) -> Iterator[ValidationBatch]:
-    """Go through a validation shard in stored order; bad rows are left out."""
-    tables = shard.iter_batches(
-        batch_size=settings.batch_size, batch_format="pyarrow", prefetch_batches=settings.prefetch_batches
-    )
-    for table in tables:
-        samples = decode_rows(table.to_pylist(), settings, rejects)
-        truth = [sample.dense_vertices for sample in samples if sample.dense_vertices is not None]
-        if samples:
-            dense = torch.from_numpy(np.stack(truth)) if len(truth) == len(samples) else None
-            yield ValidationBatch(collate(samples, settings), dense)
-
-
 def _next_batch(batches: Iterator[ViewBatch]) -> tuple[ViewBatch | None, Exception | None]:
     try:
         return next(batches, None), None
-    except TooManyBadRowsError as error:
+    except TooManyBadRows as error:
         return None, error
