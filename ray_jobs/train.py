@@ -230,8 +230,7 @@ def open_training_data(settings: Settings, checkpoints: str) -> Dataset:
 
 def open_validation_data(settings: DataSettings) -> Dataset:
     """Open the validation split in stored order, with the true vertices."""
-    dataset = training_dataset(settings, "validation", truth=("dense_vertices",))
-    return dataset.select_columns([*IMAGE_COLUMNS, "dense_vertices", "path"])
+    return training_dataset(settings, "validation", truth=("dense_vertices",))
 
 
 class Fitting:
