@@ -1,8 +1,8 @@
 """The procedural albedo painter: skin, lips, brows, beard, eyes and teeth, drawn per vertex in CIE Lab.
 
-Painting needs only the fields of `appearance.npz` (one value per vertex of the level-1 head: where the lips are,
-how far a vertex lies from the hair line, ...), which `dfmvr.morphable.anny.appearance` measures once from the
-average head. Scalp hair is not painted: it is not part of a face's albedo; `Paint` says what it should look like.
+Painting needs only the fields of `appearance.npz` (one value per vertex of the level-1 head: where the lips
+are, how far a vertex lies from the hair line, ...), which `dfmvr.morphable.anny.appearance` measures once on the
+average head. Scalp hair is not painted, since it is not part of a face's albedo; `Paint` says how it looks.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class AlbedoPainter:
     """Paints heads; see the module.
 
     Attributes:
-        fields: name -> array over the N vertices of the level-1 head, dequantised to float32 (`part` is uint8).
+        fields: name -> array over the N vertices of the level-1 head, float32 (`part` is uint8).
     """
 
     def __init__(self, fields: dict[str, NDArray[np.generic]]) -> None:

@@ -1,10 +1,11 @@
-"""Measures the painter's fields on the average head, and the albedo statistics from many paints (build time only).
+"""Measures the painter's fields on the average head, and fits albedo statistics to many paints; build time only.
 
 Every number below that is a vertex is a 0-based id of MakeHuman's `base.obj`; lengths are millimetres.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from dfmvr.morphable.anny import source
+from dfmvr.morphable.anny.head import Head
 from dfmvr.morphable.appearance import FIELDS_VERSION, PARTS, AlbedoPainter
+from dfmvr.morphable.topology import BaseMesh, subdivide
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -61,6 +65,23 @@ class HeadInput:
     """[Q, 4] level 1."""
 
 
+def head_input(head: Head, base: BaseMesh, mean: Array) -> HeadInput:
+    """Gather what the fields are measured on, from the head cut out of the source mesh and its mean shape."""
+    fine = subdivide(base, 1)
+    parts = np.full(len(mean), -1)
+    for part in range(len(PARTS)):
+        parts[head.vertices_of(part)] = part
+    lids = source.sample_picture(source.uv_mask("eyelids"), head.uvs) * (parts == 0)
+    masks = {
+        "lips": head.lips,
+        "eyelids": (lids + lids[head.mirror]) / 2,
+        "ears": head.ears,
+        "inside_mouth": head.mouth_cavity.astype(float),
+        "socket": head.eye_sockets.astype(float),
+    }
+    return HeadInput(head.obj_ids, mean, head.quads, parts, head.mirror, masks, fine.matrix, fine.quads)
+
+
 class _Measurer:
     """The average head at level 1, folded onto its left half, with the tools that fields are made with."""
 
@@ -68,7 +89,7 @@ class _Measurer:
         self.head = head
         self.index = {int(b): i for i, b in enumerate(head.base_ids)}
         self.vertices = np.asarray(head.subdivision @ head.base_vertices)
-        self.folded = self.vertices * (1, 1, 1)
+        self.folded = self.vertices.copy()
         self.folded[:, 0] = np.abs(self.folded[:, 0])
         self.n = len(self.vertices)
         self.part = np.full(self.n, 0, dtype=np.uint8)
@@ -106,7 +127,7 @@ class _Measurer:
         """Distance to a polyline of vertices (and to its mirror image)."""
         points = np.array([self.at(i) for i in base_ids])
         best = np.full(self.n, np.inf)
-        for start, end in zip(points[:-1], points[1:], strict=True):
+        for start, end in itertools.pairwise(points):
             step = end - start
             t = np.clip((self.folded - start) @ step / (step @ step), 0, 1)
             best = np.minimum(best, np.linalg.norm(self.folded - start - t[:, None] * step, axis=1))
@@ -178,7 +199,7 @@ def _brow(m: _Measurer) -> dict[str, Array]:
     plane = m.folded[:, :2]
     arcs = np.r_[0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))]
     best, along, across = np.full(m.n, np.inf), np.full(m.n, 2.0), np.full(m.n, 12.0)
-    for k, (start, end) in enumerate(zip(line[:-1], line[1:], strict=True)):
+    for k, (start, end) in enumerate(itertools.pairwise(line)):
         step = end - start
         length = float(np.linalg.norm(step))
         t = (plane - start) @ step / length**2
@@ -205,7 +226,7 @@ def _beard(m: _Measurer, fields: dict[str, Array]) -> Array:
     below = 1 / (1 + np.exp(np.clip((m.vertices[:, 1] - top) / 3.5, -30, 30)))
     above_throat = 1 / (1 + np.exp(np.clip(-(m.vertices[:, 1] - (m.at(CHIN)[1] - 22)) / 5, -30, 30)))
     front = m.vertices[:, 2] > m.at(TRAGUS)[2] - 4
-    bare_under_lip = 1 - 0.75 * m.spot(m.at(724) + (14, 10, 0), 7) * (m.folded[:, 0] > 6)
+    bare_under_lip = 1 - 0.75 * m.spot(m.at(724) + np.array([14, 10, 0]), 7) * (m.folded[:, 0] > 6)
     return (
         below * above_throat * front * (1 - fields["lips"]) * (1 - fields["ears"]) * m.skin * bare_under_lip
     )
@@ -243,7 +264,7 @@ def _concavity(m: _Measurer) -> Array:
 
 
 def _eigenfunctions(head: HeadInput, count: int) -> Array:
-    """[N, count] smooth patterns: eigenfunctions of the skin's Laplacian, each of unit rms, first entry positive."""
+    """[N, count] smooth patterns: eigenfunctions of the skin's Laplacian, of unit rms and fixed sign."""
     from scipy.sparse.linalg import eigsh
 
     x, quads = head.base_vertices, head.base_quads[(head.base_parts[head.base_quads] == 0).all(1)]
@@ -271,8 +292,8 @@ def _eigenfunctions(head: HeadInput, count: int) -> Array:
 def _openness(m: _Measurer, fields: dict[str, Array]) -> Array:
     """Share of the sky that a vertex sees, weighted by the cosine: ambient occlusion of the neutral head.
 
-    From each direction the head's points are splatted into a depth grid; a point behind its cell's front is in
-    shadow. The closed mouth hides what is inside, so there it is set by the depth behind the lips instead.
+    From each direction the head's points are splatted into a depth grid; a point behind its cell's front is
+    in shadow. The closed mouth hides what is inside, so there the depth behind the lips sets it instead.
     """
     points = np.concatenate([m.vertices, m.vertices[m.head.quads].mean(1)])
     normals = m.normals()

@@ -1,0 +1,243 @@
+"""The three-dimensional scene of one sample: the head with its hair and clothes, ready to be drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dfmvr.data.datasets.people import Assets, Person
+from dfmvr.geometry.mesh import vertex_normals
+
+Array = NDArray[Any]
+
+ALBEDO, NORMAL, OPENNESS, GLOSS, SHARPNESS, STRANDS = slice(0, 3), slice(3, 6), 6, 7, 8, 9
+"""Columns of `Scene.channels`: linear albedo; normal in model space; share of the sky seen; strength of the
+highlight and the logarithm of its exponent; how much of the surface is hair."""
+N_CHANNELS = 10
+
+CURTAIN_COLUMNS, CURTAIN_ROWS = 56, 14
+_SOFT_EDGE = 9.0
+"""mm behind the hair line over which the hair rises."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Surfaces in model space, mm."""
+
+    vertices: Array
+    """[M, 3] float32; the first N are the head's, displaced where hair or cloth lies over it."""
+    triangles: Array
+    """[T, 3] int64."""
+    channels: Array
+    """[M, N_CHANNELS] float32."""
+    labels: Array
+    """[M] uint8 region labels; 0 where hair or cloth hides the face."""
+    head: Array
+    """[N, 3] float32, the true head without hair or cloth."""
+
+
+def build_scene(
+    assets: Assets, person: Person, head: Array, rng: np.random.Generator, *, cloth_mask: bool
+) -> Scene:
+    """Dress a head.
+
+    Args:
+        assets: shared.
+        person: whose head it is.
+        head: [N, 3] float32 mm, level-1 head with its expression.
+        rng: chance of this sample.
+        cloth_mask: the person wears a surgical mask.
+    """
+    surface = _Surface(assets, head, person)
+    surface.add_beard()
+    hidden = surface.add_hair()
+    surface.add_shirt(rng)
+    if cloth_mask:
+        hidden |= surface.add_cloth_mask(rng)
+    labels = np.where(hidden, 0, assets.labels).astype(np.uint8)
+    channels = surface.channels()
+    vertices, triangles = surface.vertices, assets.triangles
+    if person.hair.length != 0 and person.hair.density > 0.5:
+        extra = _curtain(assets, person, head)
+        triangles = np.concatenate([triangles, extra.triangles + len(vertices)])
+        vertices = np.concatenate([vertices, extra.vertices])
+        channels = np.concatenate([channels, extra.channels])
+        labels = np.concatenate([labels, extra.labels])
+    return Scene(vertices, triangles, channels, labels, head)
+
+
+def mesh_normals(vertices: Array, triangles: Array) -> Array:
+    """[N, 3] unit vertex normals."""
+    with torch.no_grad():
+        result: Array = vertex_normals(torch.from_numpy(vertices), torch.from_numpy(triangles)).numpy()
+    return result
+
+
+class _Surface:
+    """The head's surface while it is being dressed."""
+
+    def __init__(self, assets: Assets, head: Array, person: Person) -> None:
+        self.assets, self.person, self.painter = assets, person, assets.painter
+        self.vertices = head.copy()
+        self.skin_normals = mesh_normals(head, assets.triangles)
+        self.albedo = person.paint.albedo.copy()
+        self.openness = self.painter["openness"].copy()
+        self.gloss, self.sharpness = self._skin_gloss()
+        self.strands = np.zeros(len(head), dtype=np.float32)
+        self.rng = np.random.default_rng(person.growth_seed)
+
+    def _skin_gloss(self) -> tuple[Array, Array]:
+        part = self.painter["part"]
+        gloss = np.full(len(part), 0.05, dtype=np.float32) + 0.05 * self.painter["nose_tip"]
+        gloss += 0.06 * np.clip(self.painter["lips"], 0, 1)
+        sharpness = np.full(len(part), np.log(14.0), dtype=np.float32)
+        gloss[part > 0], sharpness[part > 0] = 0.25, np.log(40.0)
+        eyes = (part == 1) | (part == 2)
+        gloss[eyes], sharpness[eyes] = 0.9, np.log(160.0)
+        gloss[self.painter["cavity"] > 0.5] = 0.08
+        return gloss, sharpness
+
+    def cover(self, weight: Array, colour: Array, gloss: float, sharpness: float) -> None:
+        """Blend another material over the surface by `weight` [N]."""
+        weight = np.clip(weight, 0, 1).astype(np.float32)
+        self.albedo += weight[:, None] * (colour - self.albedo)
+        self.gloss += weight * (gloss - self.gloss)
+        self.sharpness += weight * (np.log(sharpness) - self.sharpness)
+
+    def raise_by(self, height: Array) -> None:
+        """Push the surface out along the skin's normals by mm [N]."""
+        self.vertices = self.vertices + self.skin_normals * height[:, None].astype(np.float32)
+
+    def add_beard(self) -> None:
+        """Let the beard stand out; its colour is in the paint."""
+        hair = self.person.hair
+        if hair.beard <= 0:
+            return
+        bushy = np.clip(self.painter["beard"], 0, 1) ** 2 * np.clip(
+            1 + 0.3 * self.painter["noise"][:, 3], 0.3, 2
+        )
+        self.raise_by(hair.beard * bushy)
+        self.strands = np.maximum(self.strands, 0.8 * bushy.astype(np.float32))
+
+    def add_hair(self) -> Array:
+        """Cover the scalp; returns where hair hides the skin, [N] bool."""
+        hair, y = self.person.hair, self.vertices[:, 1]
+        brow = self.vertices[self.assets.landmarks_68[[19, 24]]].mean(0)
+        tragus = self.vertices[self.assets.landmarks_68[[0, 16]]].mean(0)
+        ragged = self.painter["smooth"][:, 8:] @ (0.8 * self.rng.normal(size=24)).astype(np.float32)
+        behind = self.painter["hair"] + hair.hairline + ragged
+        if hair.fringe > 0:
+            frontal = _ramp((self.vertices[:, 2] - tragus[2] - 25) / 30) * (y > brow[1] + 6)
+            parted = 1 + 0.25 * np.tanh(
+                (self.vertices[:, 0] - self.rng.normal(0, 25)) / 15
+            ) * self.rng.choice([-1, 1])
+            behind = behind + hair.fringe * frontal * parted * (self.painter["hair"] > -39)
+        rise = _ramp(behind / _SOFT_EDGE)
+        volume = np.clip((y - brow[1] + 25) / 70, 0.3, 1) * np.clip(
+            1 + 0.12 * self.painter["noise"][:, 4], 0.5, 1.5
+        )
+        self.raise_by(hair.thickness * rise * volume)
+        weight = _ramp((behind + 1.5) / 5) * hair.density
+        tone = np.clip(1 + 0.2 * self.painter["noise"][:, 5] + 0.1 * ragged, 0.4, 2)[:, None]
+        self.cover(weight, self.person.paint.hair_colour * tone.astype(np.float32), 0.10, 9.0)
+        self.strands = np.maximum(self.strands, weight.astype(np.float32))
+        hidden: Array = (weight > 0.5) & (hair.density > 0.5)
+        return hidden
+
+    def add_shirt(self, rng: np.random.Generator) -> None:
+        """Colour the neck's lower end as cloth."""
+        collar = rng.uniform(12, 40)
+        wave = collar + 3 * self.painter["noise"][:, 0] - 8 * np.clip(self.skin_normals[:, 2], 0, 1)
+        inside = _ramp((wave - self.painter["collar"]) / 3)
+        self.raise_by(4 * inside)
+        self.cover(inside, _cloth_colour(rng), 0.02, 5.0)
+        self.strands *= 1 - inside.astype(np.float32)
+
+    def add_cloth_mask(self, rng: np.random.Generator) -> Array:
+        """Cover nose, mouth and chin; returns where, [N] bool."""
+        weight = _ramp((self.painter["lower_face"] - 0.3) / 0.3)
+        self.raise_by(rng.uniform(3, 6) * self.painter["lower_face"])
+        self.cover(weight, _cloth_colour(rng) * 0.5 + 0.4 * rng.random(), 0.02, 5.0)
+        self.openness += weight * (0.8 - self.openness)
+        hidden: Array = weight > 0.5
+        return hidden
+
+    def channels(self) -> Array:
+        """Pack what the renderer interpolates."""
+        normals = mesh_normals(self.vertices, self.assets.triangles)
+        rough = self.rng.normal(0, 0.16, normals.shape).astype(np.float32) * self.strands[:, None]
+        columns = np.empty((len(normals), N_CHANNELS), dtype=np.float32)
+        columns[:, ALBEDO], columns[:, NORMAL] = self.albedo, normals + rough
+        columns[:, OPENNESS] = self.openness + self.strands * (
+            np.maximum(self.openness, 0.75) - self.openness
+        )
+        columns[:, GLOSS], columns[:, SHARPNESS], columns[:, STRANDS] = (
+            self.gloss,
+            self.sharpness,
+            self.strands,
+        )
+        return columns
+
+
+def _curtain(assets: Assets, person: Person, head: Array) -> Scene:
+    """Long hair: a wavy sheet around the sides and the back of head and neck."""
+    hair, rng = person.hair, np.random.default_rng([person.growth_seed, 1])
+    landmarks = head[assets.landmarks_68]
+    tragus, chin = landmarks[[0, 16]].mean(0), landmarks[8]
+    ears = assets.painter["ears"] > 0.5
+    half_width = (
+        np.abs(head[ears, 0]).max() + 2 if hair.cover > 0 else np.abs(landmarks[[0, 16], 0]).max() + 2
+    )
+    half_width += 0.35 * hair.thickness
+    scalp = assets.painter["hair"] > 5
+    centre = tragus[2] - 30
+    depth = centre - head[scalp, 2].min() + 0.6 * hair.thickness
+    down = np.linspace(0, 1, CURTAIN_ROWS)[:, None]
+    around = np.linspace(-1, 1, CURTAIN_COLUMNS)[None]
+    edge = np.clip((tragus[2] + hair.cover - centre) / depth, -0.9, 0.9)
+    # A rounded box: heads are flatter at the sides than an ellipse.
+    start = np.arccos(np.sign(edge) * edge**2)
+    angle = np.pi + around * (np.pi - start)
+    swing = 1 + rng.normal(0, 0.05) * down + 0.02 * np.sin(rng.uniform(1, 4) * 6 * down + 9 * around)
+    swing = swing * np.interp(down, [0, 0.15, 1], [0.93, 1.0, rng.uniform(0.85, 1.08)])
+    strands = rng.normal(size=(1, CURTAIN_COLUMNS))
+    swing = swing + 0.012 * strands * down
+    x = half_width * swing * np.sign(np.sin(angle)) * np.sqrt(np.abs(np.sin(angle)))
+    z = centre + depth * swing * np.sign(np.cos(angle)) * np.sqrt(np.abs(np.cos(angle)))
+    top, bottom = tragus[1] + 48, chin[1] - hair.length
+    y = top + (bottom - top) * down + 4 * strands * down
+    vertices = np.stack(np.broadcast_arrays(x, y, z), axis=-1).reshape(-1, 3).astype(np.float32)
+    triangles = _grid_triangles(CURTAIN_ROWS, CURTAIN_COLUMNS)
+    count = len(vertices)
+    channels = np.zeros((count, N_CHANNELS), dtype=np.float32)
+    tone = np.clip(1 + 0.25 * np.broadcast_to(strands, x.shape).reshape(-1), 0.4, 1.8)
+    channels[:, ALBEDO] = person.paint.hair_colour * tone[:, None]
+    channels[:, NORMAL] = mesh_normals(vertices, triangles)
+    channels[:, OPENNESS], channels[:, GLOSS], channels[:, SHARPNESS] = 0.8, 0.1, np.log(9.0)
+    channels[:, STRANDS] = 1.0
+    return Scene(vertices, triangles, channels, np.zeros(count, dtype=np.uint8), head)
+
+
+def _grid_triangles(rows: int, columns: int) -> Array:
+    """Two triangles a cell; outward when the columns run clockwise seen from above."""
+    ids = np.arange(rows * columns).reshape(rows, columns)
+    a, b, c, d = ids[:-1, :-1], ids[:-1, 1:], ids[1:, :-1], ids[1:, 1:]
+    halves = (np.stack([a, b, c], axis=-1).reshape(-1, 3), np.stack([b, d, c], axis=-1).reshape(-1, 3))
+    return np.concatenate(halves).astype(np.int64)
+
+
+def _cloth_colour(rng: np.random.Generator) -> Array:
+    """Linear albedo of some fabric: greys and muted colours mostly."""
+    colour = rng.uniform(0.03, 0.7) * (1 + rng.normal(0, 0.35, 3) * (rng.random() < 0.6))
+    return np.clip(colour, 0.02, 0.9).astype(np.float32)
+
+
+def _ramp(x: Array) -> Array:
+    """Smooth step from 0 at x <= 0 to 1 at x >= 1."""
+    x = np.clip(x, 0, 1)
+    result: Array = x * x * (3 - 2 * x)
+    return result
