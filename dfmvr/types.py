@@ -140,3 +140,5 @@ class Reconstruction(_Movable):
     """[V, 68, 2] pixels of the network's input views."""
     intrinsics: Tensor
     """[V, 3, 3] pinhole matrices of those views."""
+    warnings: tuple[str, ...] = ()
+    """What makes this result less certain than usual: a missing view, a very small face."""

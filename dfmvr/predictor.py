@@ -1,0 +1,280 @@
+"""Photographs in, Reconstruction out: the one way to use a trained model.
+
+    predictor = Predictor.load()
+    face = predictor({"front": Photo(image, points)})
+
+The command line, the jobs and the server all go through it; it knows nothing of picture files, Ray or HTTP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dfmvr.data.preprocess.crop import Crop, fit_crop, mask_from_pose, nominal_crop
+from dfmvr.geometry.camera import default_intrinsics
+from dfmvr.morphable.model import MorphableModel
+from dfmvr.networks.weights import ModelCard, WeightsError, load_model
+from dfmvr.reconstructor import reconstructions
+from dfmvr.render.zbuffer import ZBufferRenderer
+from dfmvr.types import REGION_NAMES, VIEW_NAMES, FaceParams, Reconstruction, ViewBatch
+
+SHIPPED_MODEL = Path(__file__).parent / "weights" / "default"
+"""Folder of the weights that come with the package."""
+
+MESH_LEVEL = 2
+"""Subdivision level of the meshes that come out."""
+
+NOMINAL_YAWS = MappingProxyType(dict(zip(VIEW_NAMES, np.radians([-45.0, 0.0, 45.0]), strict=True)))
+"""Radians: where the views of the training sets lie, give or take some ten degrees."""
+SWAPPED_YAW = np.radians(10.0)
+"""A side view whose nose points this far to the wrong side is probably the other side's."""
+MAX_ENLARGEMENT = 2.0
+"""A crop enlarged more than this shows a face too small to tell much."""
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """One picture of a face, and what is known about it."""
+
+    image: NDArray[Any]
+    """[H, W, 3] RGB, uint8, or floating in [0, 1]."""
+    points: NDArray[Any] | None = None
+    """[5, 2] pixels (right eye, left eye, tip of the nose, right and left corner of the mouth: the subject's
+    right, which is the image's left) or [68, 2] iBUG landmarks. None: the image is a crop already."""
+    mask: NDArray[Any] | None = None
+    """[H, W] region labels 0-9 of the image. None: the mean face's, in the pose that the points tell."""
+
+    def __post_init__(self) -> None:
+        image, mask = self.image, self.mask
+        if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(f"image: expected [H, W, 3] RGB, got {list(image.shape)}")
+        if image.dtype != np.uint8 and not (
+            np.issubdtype(image.dtype, np.floating) and 0 <= image.min() <= image.max() <= 1
+        ):
+            raise ValueError(
+                f"image: expected uint8 or floating values in [0, 1], "
+                f"got {image.dtype} values from {image.min()} to {image.max()}"
+            )
+        if mask is not None and mask.shape != image.shape[:2]:
+            raise ValueError(f"mask: expected {list(image.shape[:2])} as the image, got {list(mask.shape)}")
+        if mask is not None and not 0 <= mask.min() <= mask.max() < len(REGION_NAMES):
+            raise ValueError(
+                f"mask: expected labels 0 to {len(REGION_NAMES) - 1}, got {mask.min()} to {mask.max()}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedViews:
+    """Photographs, cropped and masked as the network expects them."""
+
+    batch: ViewBatch
+    """One sample, B = 1."""
+    sources: tuple[str, ...]
+    """[V] for each of the network's views, which of the given photographs fills it."""
+    crops: tuple[Crop, ...]
+    """[V] where each view lies in its photograph."""
+    warnings: tuple[str, ...]
+
+
+class Predictor:
+    """A trained network and its face model, ready for photographs or batches.
+
+    Args:
+        network: the trained network.
+        card: what it was trained for.
+        face_model: the face model whose coefficients it predicts, at the level wanted for meshes.
+        device: where to compute.
+    """
+
+    def __init__(
+        self, network: nn.Module, card: ModelCard, face_model: MorphableModel, device: str = "cpu"
+    ) -> None:
+        if face_model.hash != card.face_model_hash:
+            raise WeightsError(
+                f"the network was trained with face model {card.face_model_hash[:12]}, "
+                f"but this one is {face_model.hash[:12]}: its coefficients would mean another face"
+            )
+        self.device = device
+        self.card = card
+        self.network = network.to(device).eval()
+        self.face_model = face_model.to(device).eval()
+        self.renderer = ZBufferRenderer()
+
+    @classmethod
+    def load(
+        cls,
+        model_dir: str | Path | None = None,
+        face_model_path: str | Path | None = None,
+        device: str = "cpu",
+    ) -> Predictor:
+        """Load a trained model.
+
+        Args:
+            model_dir: folder with weights.safetensors and model.json, such as runs/<id>/model; None means the
+                weights that come with the package.
+            face_model_path: the face model that it was trained with; None means the one that comes with the
+                package.
+            device: where to compute.
+
+        Raises:
+            WeightsError: files are missing or damaged, or network and face model do not belong together.
+            FaceFileError: the face model cannot be read.
+        """
+        if model_dir is None and not SHIPPED_MODEL.is_dir():
+            raise WeightsError(
+                f"{SHIPPED_MODEL}: this copy of dfmvr comes without trained weights; "
+                "name a model folder (after `make quickstart`: runs/quickstart/model)"
+            )
+        network, card = load_model(SHIPPED_MODEL if model_dir is None else model_dir)
+        return cls(network, card, MorphableModel.load(face_model_path, level=MESH_LEVEL), device)
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the views that the network takes."""
+        return self.card.image_size
+
+    @property
+    def n_views(self) -> int:
+        """Number of views that the network takes."""
+        return len(self.card.view_names)
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights."""
+        return self.card.weights_hash
+
+    def __call__(self, photos: Mapping[str, Photo]) -> Reconstruction:
+        """Reconstruct a face from photographs.
+
+        Args:
+            photos: by view name (`card.view_names`); at least one. A view that is not given is filled as
+                `prepare` says.
+
+        Raises:
+            ValueError: a photograph, its points or its mask cannot be used; the message names the view.
+        """
+        return self.reconstruct(self.prepare(photos))
+
+    def prepare(self, photos: Mapping[str, Photo]) -> PreparedViews:
+        """Crop and mask photographs, and put them where the network expects them.
+
+        A view that is not given is filled with the given photograph of the nearest nominal yaw. The network
+        then sees one picture twice, and its depth rests on fewer observations: `warnings` says so.
+
+        Raises:
+            ValueError: as `__call__`.
+        """
+        sources, warnings = self._assign(photos)
+        crops = {name: self._crop(name, photos[name]) for name in dict.fromkeys(sources)}
+        warnings += [text for name, crop in crops.items() for text in self._doubts(name, crop)]
+        images = {
+            name: torch.from_numpy(crop.cut(_as_bytes(photos[name].image))) for name, crop in crops.items()
+        }
+        masks = {name: self._mask(photos[name], crop) for name, crop in crops.items()}
+        batch = self._as_batch(
+            torch.stack([images[name] for name in sources]),
+            torch.stack([masks[name] for name in sources]),
+            [crops[name].yaw for name in sources],
+        )
+        return PreparedViews(batch, sources, tuple(crops[name] for name in sources), tuple(warnings))
+
+    def reconstruct(self, views: PreparedViews) -> Reconstruction:
+        """Reconstruct a face from prepared views."""
+        return dataclasses.replace(self.predict_batch(views.batch)[0], warnings=views.warnings)
+
+    def predict_batch(self, batch: ViewBatch) -> list[Reconstruction]:
+        """Reconstruct every sample of a batch; only its images, masks and intrinsics are read."""
+        params = self.predict_params(batch)
+        with torch.inference_mode():
+            return reconstructions(params, batch.intrinsics.to(self.device), self.face_model)
+
+    def predict_params(self, batch: ViewBatch) -> FaceParams:
+        """Return the parameters of every sample of a batch, leading shape [B]."""
+        with torch.inference_mode():
+            params: FaceParams = self.network(batch.images.to(self.device), batch.masks.to(self.device))
+        return params
+
+    def _assign(self, photos: Mapping[str, Photo]) -> tuple[tuple[str, ...], list[str]]:
+        """Say which photograph fills each view, and what is missing."""
+        names = self.card.view_names
+        unknown = [name for name in photos if name not in names]
+        if unknown or not photos:
+            raise ValueError(
+                f"photos: expected at least one of the views {', '.join(names)}, got {list(photos)}"
+            )
+
+        def nearest(name: str) -> str:
+            distance = {given: abs(NOMINAL_YAWS[given] - NOMINAL_YAWS[name]) for given in photos}
+            return min(distance, key=distance.__getitem__)
+
+        sources = tuple(name if name in photos else nearest(name) for name in names)
+        warnings = [
+            f"no {name} view: the {source} view stands in for it, which makes the shape less certain"
+            for name, source in zip(names, sources, strict=True)
+            if name != source
+        ]
+        return sources, warnings
+
+    def _crop(self, name: str, photo: Photo) -> Crop:
+        yaw = NOMINAL_YAWS[name]
+        if photo.points is None:
+            height, width = photo.image.shape[:2]
+            if (height, width) != (self.image_size, self.image_size):
+                raise ValueError(
+                    f"{name} view: expected points, or a picture already cropped to "
+                    f"{self.image_size} x {self.image_size}, got {width} x {height} without points"
+                )
+            return nominal_crop(self.image_size, yaw)
+        try:
+            return fit_crop(photo.points, self.face_model, self.image_size, yaw)
+        except ValueError as error:
+            raise ValueError(f"{name} view: {error}") from error
+
+    def _doubts(self, name: str, crop: Crop) -> list[str]:
+        """Say what looks wrong about a photograph."""
+        doubts = []
+        nominal = NOMINAL_YAWS[name]
+        if nominal and crop.yaw * np.sign(nominal) < -SWAPPED_YAW:
+            side = "right" if crop.yaw > 0 else "left"
+            doubts.append(f"{name} view: the nose points to the image's {side}; are left and right swapped?")
+        if crop.scale > MAX_ENLARGEMENT:
+            doubts.append(f"{name} view: the face is small and was enlarged {crop.scale:.1f} times")
+        return doubts
+
+    def _mask(self, photo: Photo, crop: Crop) -> Tensor:
+        """Return region labels [S, S] int64."""
+        if photo.mask is not None:
+            return torch.from_numpy(crop.cut_mask(photo.mask.astype(np.uint8))).long()
+        with torch.inference_mode():
+            return mask_from_pose(crop, self.face_model, self.renderer).cpu()
+
+    def _as_batch(self, images: Tensor, masks: Tensor, yaws: list[float]) -> ViewBatch:
+        """Make a batch of one sample from images [V, S, S, 3] uint8 and masks [V, S, S]."""
+        n_views, size = masks.shape[:2]
+        return ViewBatch(
+            images=images.permute(0, 3, 1, 2)[None].float() / 255,
+            masks=masks[None],
+            weight_maps=torch.ones(1, n_views, size, size),
+            landmarks_2d=torch.zeros(1, n_views, 68, 2),
+            landmarks_2d_weights=torch.zeros(1, n_views, 68),
+            landmarks_3d=torch.zeros(1, 101, 3),
+            landmarks_3d_valid=torch.zeros(1, dtype=torch.bool),
+            intrinsics=default_intrinsics(size).expand(1, n_views, 3, 3),
+            view_yaws=torch.tensor([yaws]),
+        )
+
+
+def _as_bytes(image: NDArray[Any]) -> NDArray[np.uint8]:
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image)
+    return np.asarray(np.round(image * 255), np.uint8)
