@@ -7,8 +7,8 @@ M = U S V^T, D = diag(1, 1, det(U V^T)) and R = U D V^T, an infinitesimal change
     dR = R V [ V^T (R^T dM - dM^T R) V / (s_i + s_j) ] V^T,     s = diag(D S).
 
 Only sums of signed singular values divide, so equal singular values and planar points are regular, where the
-SVD's own gradient is infinite. Where a sum vanishes (points on a line, a mirrored tie) the turn about that axis
-is undetermined, and its gradient is taken as zero.
+SVD's own gradient is infinite. Where a sum vanishes (points on a line, a mirrored tie) the turn about that
+axis is undetermined, and its gradient is taken as zero.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,7 +96,9 @@ def flatten_inputs(
             raise ValueError(
                 f"triangles: expected vertex ids in [0, {n_vertices}), got {lowest} to {highest}"
             )
-    leading = torch.broadcast_shapes(vertices_camera.shape[:-2], attributes.shape[:-2], intrinsics.shape[:-2])
+    leading = torch.Size(
+        np.broadcast_shapes(vertices_camera.shape[:-2], attributes.shape[:-2], intrinsics.shape[:-2])
+    )
     real = torch.promote_types(torch.promote_types(vertices_camera.dtype, attributes.dtype), torch.float32)
 
     def flat(tensor: Tensor) -> Tensor:

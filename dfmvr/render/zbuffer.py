@@ -1,7 +1,7 @@
 """The default renderer: a z-buffer with a hand-written gradient, numba on the CPU and torch on CUDA.
 
-Both backends cast a ray d = ((x - cx) / fx, (y - cy) / fy, 1) through a pixel's centre and shear space along z
-so that d becomes the optical axis. With a', b', c' the sheared corners' x and y, the edge functions
+Both backends cast a ray d = ((x - cx) / fx, (y - cy) / fy, 1) through a pixel's centre and shear space along
+z so that d becomes the optical axis. With a', b', c' the sheared corners' x and y, the edge functions
 
     u = (b' x c', c' x a', a' x b'),     weights = u / sum(u),     depth = weights . (a_z, b_z, c_z)
 
@@ -63,8 +63,8 @@ class ZBufferRenderer:
     """See base.Renderer.
 
     On the CPU both backends are deterministic; on CUDA the torch backend adds gradients in any order. The
-    numba backend uses as many threads as torch (`torch.set_num_threads`), one image to a thread, and keeps its
-    compiled code beside the package, else in the user's cache, or where NUMBA_CACHE_DIR says.
+    numba backend uses as many threads as torch (`torch.set_num_threads`), one image to a thread, and keeps
+    its compiled code beside the package, else in the user's cache, or where NUMBA_CACHE_DIR says.
     """
 
     backend: str = "auto"
@@ -85,7 +85,8 @@ class ZBufferRenderer:
         """Render; see base.Renderer."""
         flat = flatten_inputs(vertices_camera, triangles, attributes, intrinsics, image_size)
         backend = _load_backend(self.backend, vertices_camera.device)
-        results = _Rasterise.apply(  # type: ignore[no-untyped-call]
+        rasterise: Any = _Rasterise.apply
+        results = rasterise(
             flat.vertices, flat.attributes, flat.triangles, flat.intrinsics, image_size, backend
         )
         return flat.unflatten(*results)

@@ -1,8 +1,9 @@
 """The z-buffer's CPU backend: compiled loops, one image to a thread (zbuffer.py has the method).
 
-Images run on Python threads over kernels that release the GIL, not on numba's own threads: nothing depends on a
-threading layer, gradients are added up in one order, and a process that was forked or started by a scheduler
-behaves like any other.
+Images run on Python threads over kernels that release the GIL, not on numba's own threads: nothing depends
+on a threading layer, gradients are added up in one order, and a process that was forked or started by a
+scheduler behaves like any other. The kernels copy what a loop reads into locals: the compiler cannot know
+that the arrays do not overlap.
 """
 
 from __future__ import annotations
@@ -111,30 +112,31 @@ def _for_each_image(count: int, work: Callable[[int], None]) -> None:
 
 
 @_compiled
-def _find_visible(vertices, triangles, camera, ids):  # type: ignore[no-untyped-def]
+def _find_visible(vertices, triangles, camera, ids):
     """Fill `ids` [H, W] for vertices [N, 3], triangles [F, 3] int32 and an intrinsic matrix."""
     real = vertices.dtype.type
-    half, one, least = real(0.5), real(1), real(MIN_SHADOW)
+    half, least = real(0.5), real(MIN_SHADOW)
     height, width = ids.shape
     screen = _project(vertices, camera)
-    per_x, per_y, skew = one / camera[0, 0], one / camera[1, 1], camera[0, 1] / camera[0, 0]
+    rays = _rays(camera)
     nearest = np.full((height, width), real(np.inf), vertices.dtype)
     ids[:] = -1
     for f in range(triangles.shape[0]):
         i, j, k = triangles[f, 0], triangles[f, 1], triangles[f, 2]
-        left, right = _pixel_range(screen[i, 0], screen[j, 0], screen[k, 0], half, width)
+        left, right = _pixel_range(screen[i, 0], screen[j, 0], screen[k, 0], half, real(width - 1))
         if left > right:
             continue
-        top, bottom = _pixel_range(screen[i, 1], screen[j, 1], screen[k, 1], half, height)
-        az, bz, cz = vertices[i, 2], vertices[j, 2], vertices[k, 2]
+        top, bottom = _pixel_range(screen[i, 1], screen[j, 1], screen[k, 1], half, real(height - 1))
+        px, py, az = vertices[i, 0], vertices[i, 1], vertices[i, 2]
+        qx, qy, bz = vertices[j, 0], vertices[j, 1], vertices[j, 2]
+        rx, ry, cz = vertices[k, 0], vertices[k, 1], vertices[k, 2]
         for y in range(top, bottom + 1):
-            dy = (real(y) + half - camera[1, 2]) * per_y
-            ay, by, cy = vertices[i, 1] - az * dy, vertices[j, 1] - bz * dy, vertices[k, 1] - cz * dy
             for x in range(left, right + 1):
-                dx = (real(x) + half - camera[0, 2]) * per_x - skew * dy
-                ax, bx, cx = vertices[i, 0] - az * dx, vertices[j, 0] - bz * dx, vertices[k, 0] - cz * dx
+                dx, dy = _ray(rays, real(x), real(y))
+                ax, bx, cx = px - az * dx, qx - bz * dx, rx - cz * dx
+                ay, by, cy = py - az * dy, qy - bz * dy, ry - cz * dy
                 u, v, w = bx * cy - by * cx, cx * ay - cy * ax, ax * by - ay * bx
-                if (u >= 0 and v >= 0 and w >= 0) or (u <= 0 and v <= 0 and w <= 0):
+                if min(u, v, w) >= 0 or max(u, v, w) <= 0:
                     total = u + v + w
                     if abs(total) > least:
                         depth = (u * az + v * bz + w * cz) / total
@@ -144,17 +146,18 @@ def _find_visible(vertices, triangles, camera, ids):  # type: ignore[no-untyped-
 
 
 @_compiled
-def _project(vertices, camera):  # type: ignore[no-untyped-def]
+def _project(vertices, camera):
     """Return pixels [N, 2]; NaN for vertices that are not finite or not beyond the near plane."""
     real = vertices.dtype.type
     near = real(NEAR)
+    fx, skew, cx, fy, cy = camera[0, 0], camera[0, 1], camera[0, 2], camera[1, 1], camera[1, 2]
     screen = np.empty((vertices.shape[0], 2), vertices.dtype)
     for n in range(vertices.shape[0]):
         z = vertices[n, 2]
         over_z = real(1) / z
         y = vertices[n, 1] * over_z
-        sx = (camera[0, 0] * vertices[n, 0] * over_z + camera[0, 1] * y) + camera[0, 2]
-        sy = camera[1, 1] * y + camera[1, 2]
+        sx = (fx * vertices[n, 0] * over_z + skew * y) + cx
+        sy = fy * y + cy
         if z > near and math.isfinite(z) and math.isfinite(sx) and math.isfinite(sy):
             screen[n, 0], screen[n, 1] = sx, sy
         else:
@@ -163,35 +166,45 @@ def _project(vertices, camera):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _pixel_range(a, b, c, half, size):  # type: ignore[no-untyped-def]
+def _pixel_range(a, b, c, half, last):
     """Return the first and last pixel whose centre lies between three coordinates; empty if one is NaN."""
-    if not (a == a and b == b and c == c):
+    total = a + b + c
+    low = max(min(a, b, c) - half, -half)
+    high = min(max(a, b, c) - half, last)
+    if total != total or low > last or high < 0:
         return 1, 0
-    first = max(math.ceil(max(min(a, b, c) - half, -half)), 0)
-    last = math.floor(min(max(a, b, c) - half, type(half)(size - 1)))
-    return first, last
+    first = int(low)  # truncation and a step instead of ceil, which is a call
+    return first + int(low > first), int(high)
 
 
 @_compiled
-def _ray(camera, x, y):  # type: ignore[no-untyped-def]
+def _rays(camera):
+    """Return what _ray needs of an intrinsic matrix."""
+    one = camera.dtype.type(1)
+    fx, skew, cx, fy, cy = camera[0, 0], camera[0, 1], camera[0, 2], camera[1, 1], camera[1, 2]
+    return one / fx, cx, one / fy, cy, skew / fx, camera.dtype.type(0.5)
+
+
+@_compiled
+def _ray(rays, x, y):
     """Return the ray (dx, dy, 1) through a pixel's centre."""
-    real = camera.dtype.type
-    dy = (real(y) + real(0.5) - camera[1, 2]) * (real(1) / camera[1, 1])
-    dx = (real(x) + real(0.5) - camera[0, 2]) * (real(1) / camera[0, 0]) - camera[0, 1] / camera[0, 0] * dy
-    return dx, dy
+    per_x, cx, per_y, cy, skew, half = rays
+    dy = (y + half - cy) * per_y
+    return (x + half - cx) * per_x - skew * dy, dy
 
 
 @_compiled
-def _interpolate(triangles, vertices, attributes, camera, ids, image, weights, depth):  # type: ignore[no-untyped-def]
+def _interpolate(triangles, vertices, attributes, camera, ids, image, weights, depth):
     """Fill image [H, W, C], weights [H, W, 3] and depth [H, W] from the visible ids [H, W]."""
     real = vertices.dtype.type
     image[:], weights[:], depth[:] = real(0), real(0), real(0)
+    rays = _rays(camera)
     for y in range(ids.shape[0]):
         for x in range(ids.shape[1]):
             f = ids[y, x]
             if f < 0:
                 continue
-            dx, dy = _ray(camera, x, y)
+            dx, dy = _ray(rays, real(x), real(y))
             i, j, k = triangles[f, 0], triangles[f, 1], triangles[f, 2]
             az, bz, cz = vertices[i, 2], vertices[j, 2], vertices[k, 2]
             ax, ay = vertices[i, 0] - az * dx, vertices[i, 1] - az * dy
@@ -207,18 +220,19 @@ def _interpolate(triangles, vertices, attributes, camera, ids, image, weights, d
 
 
 @_compiled
-def _interpolate_backward(  # type: ignore[no-untyped-def]
+def _interpolate_backward(
     triangles, vertices, attributes, camera, ids, of_image, of_weights, of_depth, of_vertices, of_attributes
 ):
     """Add to of_vertices [N, 3] and of_attributes [N, C]; an empty gradient of a result counts as zero."""
     real = vertices.dtype.type
     channels = attributes.shape[1] if of_image.shape[0] else 0
+    rays = _rays(camera)
     for y in range(ids.shape[0]):
         for x in range(ids.shape[1]):
             f = ids[y, x]
             if f < 0:
                 continue
-            dx, dy = _ray(camera, x, y)
+            dx, dy = _ray(rays, real(x), real(y))
             i, j, k = triangles[f, 0], triangles[f, 1], triangles[f, 2]
             az, bz, cz = vertices[i, 2], vertices[j, 2], vertices[k, 2]
             ax, ay = vertices[i, 0] - az * dx, vertices[i, 1] - az * dy
@@ -251,7 +265,7 @@ def _interpolate_backward(  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _add_sheared(of_vertices, n, gx, gy, dx, dy):  # type: ignore[no-untyped-def]
+def _add_sheared(of_vertices, n, gx, gy, dx, dy):
     """Add the gradient of a sheared corner (x - z dx, y - z dy) to vertex n."""
     of_vertices[n, 0] += gx
     of_vertices[n, 1] += gy
