@@ -1,1 +1,1 @@
-"""Losses of weakly supervised training: pure and unreduced."""
+"""What training minimises: pure terms, one file a kind, and their weighted sum."""

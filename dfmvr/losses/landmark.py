@@ -1,0 +1,90 @@
+"""Landmark losses, in the picture and in space (paper 4.3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dfmvr.geometry.align import umeyama
+
+N_LANDMARKS = 68
+IMPORTANT = (*range(27, 36), *range(60, 68))
+"""iBUG indices of the nose and the inner mouth."""
+IMPORTANT_WEIGHT = 20.0
+
+PAPER_IMAGE_SIZE = 224
+
+_JAW = 17
+"""The first 17 landmarks run along the jaw from the subject's right ear over the chin (8) to the left ear."""
+_FAITHFUL_YAW = math.radians(10.0)
+_LOST_YAW = math.radians(40.0)
+
+
+def landmark_weights(yaw: Float[Tensor, "*L"]) -> Float[Tensor, "*L 68"]:
+    """Return what each landmark counts in a view.
+
+    Nose and inner mouth count 20, all else 1 (paper). A jaw landmark is a fixed place on the face model, but
+    on the side that turns away, people and detectors put it on the visible outline, which is another place.
+    So the far side fades out, the more the farther from the chin: not at all up to 10 degrees of yaw, and the
+    point at the ear wholly at 40.
+
+    Args:
+        yaw: [*L] radians; negative when the nose points to the image's left.
+    """
+    weights = yaw.new_ones(N_LANDMARKS)
+    weights[list(IMPORTANT)] = IMPORTANT_WEIGHT
+    to_left = torch.linspace(-1.0, 1.0, _JAW, device=yaw.device, dtype=yaw.dtype)
+    # yaw < 0 hides the subject's right side, the beginning of the jaw
+    farness = (to_left * yaw.sign().unsqueeze(-1)).clamp_min(0.0)
+    turn = ((yaw.abs() - _FAITHFUL_YAW) / (_LOST_YAW - _FAITHFUL_YAW)).clamp(0.0, 1.0)
+    jaw = 1.0 - farness * turn.unsqueeze(-1)
+    rest = weights[_JAW:].expand(*yaw.shape, -1)
+    return torch.cat([jaw, rest], -1)
+
+
+def yaw_of(rotation: Float[Tensor, "*L 3 3"]) -> Float[Tensor, "*L"]:
+    """Return the yaw of poses in radians: where the nose (0, 0, 1) points."""
+    return torch.atan2(rotation[..., 0, 2], rotation[..., 2, 2])
+
+
+def landmark_2d_loss(
+    predicted: Float[Tensor, "*L 68 2"],
+    target: Float[Tensor, "*L 68 2"],
+    weights: Float[Tensor, "*L 68"],
+    image_size: int,
+) -> Float[Tensor, "*L"]:
+    """Return the mean over the landmarks of weight x squared distance, for each picture.
+
+    Args:
+        predicted: [*L, 68, 2] pixels.
+        target: [*L, 68, 2] pixels; any finite value where the weight is 0.
+        weights: [*L, 68]: what a landmark counts times how sure it is.
+        image_size: side of the picture in pixels. Distances are taken at the paper's 224 px, so that a weight
+            means the same at every size.
+
+    Returns:
+        [*L] square pixels at 224 px.
+    """
+    scale = PAPER_IMAGE_SIZE / image_size
+    squared = (scale * (predicted - target)).square().sum(-1)
+    return (weights * squared).mean(-1)
+
+
+def landmark_3d_loss(
+    predicted: Float[Tensor, "*L K 3"], target: Float[Tensor, "*L K 3"], align_ids: Int[Tensor, " A"]
+) -> Float[Tensor, "*L"]:
+    """Return the mean squared distance after the similarity that fits a few of the points best.
+
+    Args:
+        predicted: [*L, K, 3] mm.
+        target: [*L, K, 3] mm, in any frame.
+        align_ids: [A] the points that decide the alignment.
+
+    Returns:
+        [*L] mm^2, measured in the target's frame.
+    """
+    similarity = umeyama(predicted[..., align_ids, :], target[..., align_ids, :], with_scale=True)
+    return (similarity.apply(predicted) - target).square().sum(-1).mean(-1)
