@@ -7,9 +7,10 @@ go on from there: open the data set with `start_epoch`, and skip the batches tha
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
@@ -21,9 +22,10 @@ from dfmvr.data.augment import augment as augment_batch
 from dfmvr.data.augment import step_generator
 from dfmvr.data.collate import collate
 from dfmvr.data.manifest import SPLITS
-from dfmvr.data.rejects import Rejects, TooManyBadRowsError, decode_rows
-from dfmvr.data.sample import IMAGE_COLUMNS, SCAN_COLUMNS, Sample
+from dfmvr.data.rejects import Rejects, TooManyBadRows, decode_rows
+from dfmvr.data.sample import IMAGE_COLUMNS, Sample
 from dfmvr.data.settings import DataSettings
+from dfmvr.training.validation import ValidationBatch
 from dfmvr.types import ViewBatch
 
 _READ_CPUS = 0.25  # a read task waits for storage, and must find room beside training workers
@@ -46,7 +48,12 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
 
 
 def training_dataset(
-    settings: DataSettings, split: str, *, seed: int | None = None, start_epoch: int = 0, scans: bool = False
+    settings: DataSettings,
+    split: str,
+    *,
+    seed: int | None = None,
+    start_epoch: int = 0,
+    truth: Sequence[str] = (),
 ) -> Dataset:
     """Open a split; its rows stay encoded.
 
@@ -55,7 +62,7 @@ def training_dataset(
         split: train, validation or test.
         seed: shuffles the files, anew in each execution (epoch); None keeps the stored order.
         start_epoch: epoch of the first execution.
-        scans: read the truth's columns too.
+        truth: columns out of SCAN_COLUMNS to read as well.
 
     Returns:
         Rows with the schema's columns, `row` (index in the file) among them, and `path` (the file).
@@ -83,7 +90,7 @@ def training_dataset(
         include_paths=True,
         num_cpus=_READ_CPUS,
     )
-    return dataset.select_columns([*IMAGE_COLUMNS, *(SCAN_COLUMNS if scans else ()), "path"])
+    return dataset.select_columns([*IMAGE_COLUMNS, *truth, "path"])
 
 
 def steps_per_epoch(rows: int, settings: DataSettings, world_size: int) -> int:
@@ -134,7 +141,7 @@ def iterate_batches(
         device: that the batches are moved to, before augmentation.
 
     Raises:
-        TooManyBadRowsError: as `Rejects.add`, or not one row could be decoded.
+        TooManyBadRows: as `Rejects.add`, or not one row could be decoded.
     """
     tables = shard.iter_batches(
         batch_size=settings.batch_size,
@@ -148,6 +155,30 @@ def iterate_batches(
     for index, samples in enumerate(_full_batches(remaining, settings, rejects), start=skip_batches):
         batch = collate(samples, settings).to(device)
         yield augment_batch(batch, settings, step_generator(seed, epoch, rank, index)) if augment else batch
+
+
+def validation_batches(
+    shard: DataIterator, settings: DataSettings, rejects: Rejects
+) -> Iterator[ValidationBatch]:
+    """Go through a shard once in its stored order, unvaried, to the last row.
+
+    Args:
+        shard: of a data set opened with the column `dense_vertices`, where the truth is wanted.
+        settings: batch size, views.
+        rejects: takes bad rows.
+
+    Raises:
+        TooManyBadRows: as `iterate_batches`.
+    """
+    tables = shard.iter_batches(
+        batch_size=settings.batch_size, batch_format="pyarrow", prefetch_batches=settings.prefetch_batches
+    )
+    for samples in _full_batches(tables, settings, rejects):
+        truths = [sample.dense_vertices for sample in samples if sample.dense_vertices is not None]
+        known = len(truths) == len(samples)
+        yield ValidationBatch(
+            collate(samples, settings), torch.from_numpy(np.stack(truths)) if known else None
+        )
 
 
 def _full_batches(
@@ -166,4 +197,4 @@ def _full_batches(
             yield samples + [spare] * (owed[-1] - len(samples))
             owed.clear()
     if owed:
-        raise TooManyBadRowsError(f"none of {sum(owed)} rows could be decoded; the last: {rejects.items[-1]}")
+        raise TooManyBadRows(f"none of {sum(owed)} rows could be decoded; the last: {rejects.items[-1]}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import ray
+import ray.data
 from ray.train import ScalingConfig
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def init_ray(
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def cluster_cpus() -> int:

@@ -12,7 +12,6 @@ from dfmvr.data import storage
 from dfmvr.data.sample import SCHEMA_VERSION
 
 SPLITS = ("train", "validation", "test")
-_BLOCK = 10  # of ten subjects in a row, one goes to validation and one to test
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,6 @@ class Manifest:
     subjects: dict[str, int]
     shards: dict[str, int]
     schema_version: int = SCHEMA_VERSION
-
-
-def split_of(seed: int, subject: int) -> str:
-    """Return the split that a subject belongs to, whatever the number of subjects."""
-    block, place = divmod(subject, _BLOCK)
-    digest = int.from_bytes(hashlib.sha256(f"split {seed} {block}".encode()).digest()[:8], "little")
-    validation = digest % _BLOCK
-    test = (validation + 1 + digest // _BLOCK % (_BLOCK - 1)) % _BLOCK
-    return {validation: "validation", test: "test"}.get(place, "train")
 
 
 def recipe_hash(recipe: dict[str, Any]) -> str:

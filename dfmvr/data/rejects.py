@@ -11,7 +11,7 @@ from dfmvr.data.sample import BadRow, Sample, decode_row
 from dfmvr.data.settings import DataSettings
 
 
-class TooManyBadRowsError(RuntimeError):
+class TooManyBadRows(RuntimeError):
     """More of a split's rows are bad than the settings allow: mend the data; trying again cannot help."""
 
 
@@ -34,7 +34,7 @@ class Rejects:
         """Set a row aside.
 
         Raises:
-            TooManyBadRowsError: the share of bad rows is now above `max_bad_share`.
+            TooManyBadRows: the share of bad rows is now above `max_bad_share`.
         """
         if (error.file, error.row) in self._seen:
             return
@@ -45,7 +45,7 @@ class Rejects:
             storage.write_bytes(self.uri, lines.encode())
         if len(self.items) > self.max_bad_share * self.rows:
             listed = f"; all are listed in {self.uri}" if self.uri else ""
-            raise TooManyBadRowsError(
+            raise TooManyBadRows(
                 f"{len(self.items)} of {self.rows} rows are bad, expected a share of at most "
                 f"{self.max_bad_share:g} (data.max_bad_share); the last one: {error}{listed}"
             )
@@ -60,7 +60,7 @@ def decode_rows(rows: Iterable[Mapping[str, Any]], settings: DataSettings, rejec
         rejects: where bad rows go.
 
     Raises:
-        TooManyBadRowsError: as `Rejects.add`.
+        TooManyBadRows: as `Rejects.add`.
     """
     samples = []
     for row in rows:

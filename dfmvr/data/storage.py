@@ -27,6 +27,11 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def absolute(uri: str) -> str:
+    """Return the URI so that it means the same in every process: local paths become absolute."""
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """Return the file system that holds `uri`, and the path in it.
 
@@ -35,7 +40,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """
     scheme, separator, _ = uri.partition("://")
     if not separator:
-        return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+        return fs.LocalFileSystem(), absolute(uri)
     parts = urlsplit(uri)
     if scheme == "file":
         return fs.LocalFileSystem(), unquote(parts.path)
