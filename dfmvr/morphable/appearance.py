@@ -1,8 +1,8 @@
 """The procedural albedo painter: skin, lips, brows, beard, eyes and teeth, drawn per vertex in CIE Lab.
 
 Painting needs only the fields of `appearance.npz` (one value per vertex of the level-1 head: where the lips
-are, how far a vertex lies from the hair line, ...), which `dfmvr.morphable.anny.appearance` measures once on the
-average head. Scalp hair is not painted, since it is not part of a face's albedo; `Paint` says how it looks.
+are, how far a vertex lies from the hair line, ...), which `dfmvr.morphable.anny.appearance` measures once on
+the average head. Scalp hair is no part of a face's albedo: it is not painted, but `Paint` says how it looks.
 """
 
 from __future__ import annotations

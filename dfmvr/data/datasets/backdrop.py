@@ -13,8 +13,8 @@ Array = NDArray[Any]
 
 def sample_palette(rng: np.random.Generator) -> Array:
     """[4, 3] linear colours of one room; mostly muted."""
-    base = rng.uniform(0.02, 0.7, (4, 1)) * np.exp(rng.normal(0, 0.2, (1, 3)))
-    spread = 0.5 if rng.random() < 0.25 else 0.15
+    base = rng.uniform(0.02, 0.7, (4, 1)) * np.exp(rng.normal(0, 0.1, (1, 3)))
+    spread = 0.6 if rng.random() < 0.25 else 0.12
     return np.clip(base * np.exp(rng.normal(0, spread, (4, 3))), 0.01, 0.95).astype(np.float32)
 
 

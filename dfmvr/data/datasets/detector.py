@@ -31,7 +31,7 @@ def detect_landmarks(
         outliers: share of points that are far off.
 
     Returns:
-        Pixels [68, 2] float32 and confidences [68] float32; hidden points are less certain, hidden points of the
+        Pixels [68, 2] float32 and confidences [68] float32; hidden points are less certain, and those of the
         outline, where detectors slide along the cheek, hardly count.
     """
     spread = noise * np.where(visible, 1.0, _OCCLUDED_GAIN)

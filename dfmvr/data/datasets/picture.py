@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dfmvr.data.datasets import backdrop, degrade, scene as scenes
+from dfmvr.data.datasets import backdrop, degrade
+from dfmvr.data.datasets import scene as scenes
 from dfmvr.data.datasets.glasses import Glasses, curves, draw_glasses
 from dfmvr.data.datasets.light import Light, shade_points
 from dfmvr.data.datasets.scene import Scene
@@ -127,9 +128,11 @@ def visible(view: View, projected: Array) -> Array:
     size = len(view.depth)
     column = np.clip(projected[:, 0].astype(int), 0, size - 1)
     row = np.clip(projected[:, 1].astype(int), 0, size - 1)
-    front = view.depth[row, column]
+    # On an outline the pixel may show what lies just beside the point: the farthest neighbour decides.
+    depth = np.where(view.depth > 0, view.depth, np.float32(np.inf))
+    front = cv2.dilate(depth, np.ones((3, 3), np.uint8))[row, column]
     inside = (projected[:, :2] >= 0).all(1) & (projected[:, :2] < size).all(1)
-    near = (front == 0) | (projected[:, 2] < front + _VISIBLE_WITHIN)
+    near = projected[:, 2] < front + _VISIBLE_WITHIN
     result: Array = inside & near & ~view.occluded[row, column]
     return result
 

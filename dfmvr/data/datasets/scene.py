@@ -20,6 +20,8 @@ highlight and the logarithm of its exponent; how much of the surface is hair."""
 N_CHANNELS = 10
 
 CURTAIN_COLUMNS, CURTAIN_ROWS = 56, 14
+_SHEET_ROUNDS = 60
+"""Rounds of averaging that turn the relief of a face into a sheet of cloth."""
 _SOFT_EDGE = 9.0
 """mm behind the hair line over which the hair rises."""
 
@@ -151,18 +153,24 @@ class _Surface:
     def add_shirt(self, rng: np.random.Generator) -> None:
         """Colour the neck's lower end as cloth."""
         collar = rng.uniform(12, 40)
-        wave = collar + 3 * self.painter["noise"][:, 0] - 8 * np.clip(self.skin_normals[:, 2], 0, 1)
-        inside = _ramp((wave - self.painter["collar"]) / 3)
+        neckline = collar - 8 * np.clip(self.skin_normals[:, 2], 0, 1)
+        inside = _ramp((neckline - self.painter["collar"]) / 5)
         self.raise_by(4 * inside)
         self.cover(inside, _cloth_colour(rng), 0.02, 5.0)
         self.strands *= 1 - inside.astype(np.float32)
 
     def add_cloth_mask(self, rng: np.random.Generator) -> Array:
-        """Cover nose, mouth and chin; returns where, [N] bool."""
-        weight = _ramp((self.painter["lower_face"] - 0.3) / 0.3)
-        self.raise_by(rng.uniform(3, 6) * self.painter["lower_face"])
+        """Cover nose, mouth and chin with a smooth sheet; returns where, [N] bool."""
+        inside = (self.painter["cavity"] > 0.5) | (self.painter["part"] > 2)
+        area = np.where(inside, 1, self.painter["lower_face"])
+        weight = _ramp((area - 0.3) / 0.3)
+        self.raise_by(rng.uniform(4, 8) * self.painter["lower_face"])
+        average = _neighbour_average(self.assets.triangles, len(self.vertices))
+        for _ in range(_SHEET_ROUNDS):
+            self.vertices += area[:, None].astype(np.float32) * (average @ self.vertices - self.vertices)
         self.cover(weight, _cloth_colour(rng) * 0.5 + 0.4 * rng.random(), 0.02, 5.0)
         self.openness += weight * (0.8 - self.openness)
+        self.strands *= 1 - weight.astype(np.float32)
         hidden: Array = weight > 0.5
         return hidden
 
@@ -228,6 +236,17 @@ def _grid_triangles(rows: int, columns: int) -> Array:
     a, b, c, d = ids[:-1, :-1], ids[:-1, 1:], ids[1:, :-1], ids[1:, 1:]
     halves = (np.stack([a, b, c], axis=-1).reshape(-1, 3), np.stack([b, d, c], axis=-1).reshape(-1, 3))
     return np.concatenate(halves).astype(np.int64)
+
+
+def _neighbour_average(triangles: Array, count: int) -> Any:
+    """A sparse [N, N] matrix that averages each vertex's neighbours."""
+    from scipy.sparse import coo_matrix, diags
+
+    rows, columns = triangles.ravel(), np.roll(triangles, -1, axis=1).ravel()
+    links = coo_matrix((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=(count, count)).tocsr()
+    links = links + links.T
+    degree = np.maximum(np.asarray(links.sum(axis=1)).ravel(), 1)
+    return diags((1 / degree).astype(np.float32)) @ links
 
 
 def _cloth_colour(rng: np.random.Generator) -> Array:

@@ -1,8 +1,8 @@
 """A synthetic multi-view data set: people the face model cannot reach exactly, seen by imperfect cameras.
 
-`render_sample` makes one sample from (seed, subject, expression) alone, so that any worker makes the same one in
-any order. The truth comes from the population's sliders and expression units, beyond the model's coefficients;
-light, hair, clothes, occluders and the cameras' errors are beyond what the model's rendering explains.
+`render_sample` makes one sample from (seed, subject, expression) alone, so that any worker makes the same one
+in any order. The truth comes from the population's sliders and expression units, beyond the model's
+coefficients; light, hair, clothes, occluders and cameras are beyond what the model's rendering explains.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class SyntheticSettings:
     distance_jitter: float = 35.0
     """Standard deviation of the distance to the camera, mm."""
     focal_jitter: float = 0.03
-    """Relative standard deviation of the focal length; the sample carries the nominal one, as photographs do."""
+    """Relative standard deviation of the focal length; samples carry the nominal one, as photographs do."""
     landmark_noise: float = 1.2
     """Standard deviation of 2D landmarks, pixels."""
     landmark_outliers: float = 0.02
@@ -110,8 +110,8 @@ _SHARES = ("landmark_outliers", "mask_blunders", "glasses_share", "cloth_mask_sh
 def split_of(settings: SyntheticSettings, subject_index: int) -> str:
     """Return the split that a person belongs to.
 
-    It does not depend on how many people there are: who tests one set never trains another. The golden ratio's
-    multiples spread people over the splits so evenly that ten or more fill all three.
+    It does not depend on how many people there are: who tests one set never trains another. The golden
+    ratio's multiples spread people over the splits so evenly that ten or more fill all three.
     """
     if not 0 <= subject_index < settings.n_subjects:
         raise ValueError(f"subject_index: expected 0 to {settings.n_subjects - 1}, got {subject_index}")
@@ -125,7 +125,8 @@ def render_sample(
 ) -> Sample:
     """Make one sample; the same arguments give the same sample, in any process and order.
 
-    Rows of validation and test carry the scan (the true level-2 surface), its landmarks and dense correspondence.
+    Samples of validation and test carry the scan (the true level-2 surface), its landmarks and the dense
+    correspondence.
 
     Raises:
         ValueError: an index is out of range.

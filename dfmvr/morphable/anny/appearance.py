@@ -1,4 +1,4 @@
-"""Measures the painter's fields on the average head, and fits albedo statistics to many paints; build time only.
+"""Measures the painter's fields on the average head, and fits albedo statistics to paints (build time only).
 
 Every number below that is a vertex is a 0-based id of MakeHuman's `base.obj`; lengths are millimetres.
 """
@@ -238,7 +238,7 @@ def _hair(m: _Measurer, fields: dict[str, Array]) -> Array:
     y, z = m.vertices[:, 1], m.vertices[:, 2]
     front = np.interp(m.folded[:, 0], [0, 18, 38, 55, 66, 76], [50, 52, 50, 38, 22, 2]) + brow
     heights = [chin, tragus[1] - 30, tragus[1], brow + 10, brow + 50]
-    side = np.interp(y, heights, tragus[2] + np.array([-60, -24, 3, 14, 45]))
+    side = np.interp(y, heights, tragus[2] + np.array([-60, -24, 6, 27, 55]))
     field = np.maximum(y - front, np.minimum(side - z, y - (tragus[1] - 75)))
     bare = ~m.skin | (fields["ears"] > 0.3) | (fields["cavity"] > 0.5) | (fields["socket"] > 0.5)
     return np.where(bare, -40.0, np.clip(field, -40, 40))
