@@ -45,21 +45,28 @@ def export_mesh(
             non-finite vertices.
     """
     path = Path(path)
-    ending = path.suffix.lower().removeprefix(".")
+    check_mesh_path(path)
     check_mesh(mesh)
-    match ending:
+    match _ending(path):
         case "glb":
             data = _glb(mesh, name, dict(extras or {}))
         case "obj":
             data = _obj(mesh, name, dict(extras or {}))
-        case "ply":
-            data = _ply(mesh)
         case _:
-            raise ValueError(
-                f"{path}: expected a name that ends in one of {', '.join('.' + f for f in MESH_FORMATS)}"
-            )
+            data = _ply(mesh)
     write_atomic(path, data)
     return path
+
+
+def check_mesh_path(path: Path) -> None:
+    """Check that a file name's ending is one of MESH_FORMATS.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if _ending(path) not in MESH_FORMATS:
+        endings = ", ".join("." + ending for ending in MESH_FORMATS)
+        raise ValueError(f"{path}: expected a name that ends in one of {endings}")
 
 
 def check_mesh(mesh: Mesh) -> None:
@@ -96,6 +103,10 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
 
 
 def _glb(mesh: Mesh, name: str, extras: dict[str, str]) -> bytes:

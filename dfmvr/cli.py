@@ -1,0 +1,244 @@
+"""The command line `dfmvr`: one function a command, errors of the user's as one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfmvr import __version__
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from dfmvr.predictor import Photo, Predictor, PreparedViews
+    from dfmvr.types import Reconstruction
+
+VIEWS = {
+    "left": "the subject's left side (the nose points to the picture's left)",
+    "front": "the face from the front",
+    "right": "the subject's right side (the nose points to the picture's right)",
+}
+N_POINTS = 5
+OVERLAY_TILE = 336
+"""Side in pixels of one picture in an overlay."""
+USER_ERROR = 2
+
+RECONSTRUCT_EXAMPLES = """\
+The five points are pixels x,y of the photograph, from its top-left corner, in this order (right and left are
+the subject's): right eye, left eye, tip of the nose, right corner of the mouth, left corner of the mouth.
+Without points, a photograph must be a square crop of the size that the network was trained with.
+
+examples:
+  dfmvr reconstruct --front me.png --front-points 203,101,247,104,224,125,203,140,246,141 --out me.glb
+  dfmvr reconstruct --left l.jpg --left-points 90,120,150,118,95,160,100,190,140,188 \\
+                    --front f.jpg --front-points 80,118,150,118,115,160,90,195,140,195 \\
+                    --right r.jpg --right-points 75,118,140,120,130,160,88,190,130,190 \\
+                    --out face.glb face.ply --overlay overlay.png
+"""
+
+
+class UserError(ValueError):
+    """What the user gave cannot be used; the message is all that is printed."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (
+        ValueError,
+        OSError,
+    ) as error:  # every error of this project's own is a ValueError that explains itself
+        print(f"dfmvr {options.command}: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="dfmvr",
+        description="3D faces from a few photographs.",
+        epilog="Jobs that run on Ray: python -m ray_jobs.make_dataset | train | evaluate --help",
+    )
+    parser.add_argument("--version", action="version", version=f"dfmvr {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_face_model(commands)
+    _add_reconstruct(commands)
+    return parser
+
+
+def _add_face_model(commands: Any) -> None:
+    parser = commands.add_parser(
+        "face-model",
+        help="print what a face model holds; draw it on one sheet",
+        description="Print what a face model holds; draw it on one sheet.",
+        epilog="example: dfmvr face-model --sheet sheet.png",
+    )
+    parser.add_argument(
+        "--path", type=Path, metavar="FILE", help="a face model (.npz); default: the one shipped"
+    )
+    parser.add_argument(
+        "--sheet", type=Path, metavar="PNG", help="draw mean, modes, expressions, labels and landmarks here"
+    )
+    parser.set_defaults(run=run_face_model)
+
+
+def _add_reconstruct(commands: Any) -> None:
+    parser = commands.add_parser(
+        "reconstruct",
+        help="photographs in, a 3D face out",
+        description="Reconstruct a face from one to three photographs.",
+        epilog=RECONSTRUCT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for view, meaning in VIEWS.items():
+        parser.add_argument(f"--{view}", type=Path, metavar="IMAGE", help=f"photograph of {meaning}")
+        parser.add_argument(
+            f"--{view}-points", type=parse_points, metavar="X1,Y1,...,X5,Y5", help="its five points"
+        )
+    parser.add_argument(
+        "--out", type=Path, nargs="+", required=True, metavar="FILE", help="meshes to write: .glb, .obj, .ply"
+    )
+    parser.add_argument(
+        "--overlay", type=Path, metavar="PNG", help="draw the face over the photographs, to judge the fit"
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="a trained model, such as runs/ID/model; default: the one shipped",
+    )
+    parser.set_defaults(run=run_reconstruct)
+
+
+def parse_points(text: str) -> NDArray[np.float64]:
+    """Parse `x1,y1,...,x5,y5` into [5, 2] pixels."""
+    import numpy as np
+
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected numbers x1,y1,...,x5,y5, got {text!r}") from error
+    if len(numbers) != 2 * N_POINTS:
+        raise argparse.ArgumentTypeError(
+            f"expected {2 * N_POINTS} numbers x1,y1,...,x5,y5, got {len(numbers)} in {text!r}"
+        )
+    return np.array(numbers).reshape(N_POINTS, 2)
+
+
+def run_face_model(options: argparse.Namespace) -> None:
+    """Print what a face model holds; draw its sheet."""
+    from dfmvr.morphable.model import MorphableModel
+
+    models = [MorphableModel.load(options.path, level) for level in (1, 2)]
+    model = models[0]
+    sizes = ", ".join(
+        f"level {m.level}: {len(m.mean_shape):,} vertices, {len(m.triangles):,} triangles" for m in models
+    )
+    print(f"face model  {options.path or 'shipped with dfmvr'}")
+    print(f"hash        {model.hash}")
+    print(f"licence     {model.licence}")
+    print(f"credits     {model.credits}")
+    print(f"mesh        {sizes}")
+    print(
+        f"modes       identity {len(model.identity_basis)}, expression {len(model.expression_basis)}, "
+        f"albedo {len(model.albedo_basis)}"
+    )
+    print(f"expressions {', '.join(model.expression_names)}")
+    if options.sheet:
+        from dfmvr.visualize import draw_face_model_sheet
+
+        draw_face_model_sheet(options.sheet, options.path)
+        print(f"sheet       {options.sheet}")
+
+
+def run_reconstruct(options: argparse.Namespace) -> None:
+    """Reconstruct a face and write it."""
+    from dfmvr.export import check_mesh_path, export_mesh
+    from dfmvr.predictor import Predictor
+
+    for path in options.out:
+        check_mesh_path(path)
+    photos = read_photos(options)
+    predictor = Predictor.load(options.model)
+    views = predictor.prepare(photos)
+    face = predictor.reconstruct(views)
+    for warning in face.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    facts = {"face_model": predictor.face_model.hash, "weights": predictor.weights_hash}
+    for path in options.out:
+        print(export_mesh(face.mesh, path, name=path.stem, extras=facts))
+    if options.overlay:
+        write_overlay(options.overlay, photos, views, face, predictor)
+        print(options.overlay)
+
+
+def read_photos(options: argparse.Namespace) -> dict[str, Photo]:
+    """Read the photographs that were named, by view.
+
+    Raises:
+        UserError: none was named, one cannot be read, or points come without a photograph.
+    """
+    from dfmvr.predictor import Photo
+
+    photos = {}
+    for view in VIEWS:
+        path, points = getattr(options, view), getattr(options, f"{view}_points")
+        if path is not None:
+            photos[view] = Photo(read_image(path), points)
+        elif points is not None:
+            raise UserError(f"--{view}-points came without --{view}")
+    if not photos:
+        raise UserError(f"expected at least one photograph: {', '.join('--' + view for view in VIEWS)}")
+    return photos
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read a picture as RGB [H, W, 3], turned as its EXIF data say.
+
+    Raises:
+        UserError: it does not exist or is no picture.
+    """
+    import cv2
+    import numpy as np
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
+    if decoded is None:
+        raise UserError(f"{path}: expected a picture (JPEG, PNG, ...), got something else")
+    return np.asarray(decoded[..., ::-1], np.uint8)
+
+
+def write_overlay(
+    path: Path, photos: dict[str, Photo], views: PreparedViews, face: Reconstruction, predictor: Predictor
+) -> None:
+    """Draw the face over the photographs that were given and write the picture."""
+    import dataclasses
+
+    import cv2
+    import numpy as np
+
+    from dfmvr.export import write_atomic
+    from dfmvr.overlay import draw_overlay
+
+    tile = OVERLAY_TILE
+    larger = [
+        dataclasses.replace(crop, size=tile, to_crop=crop.to_crop * tile / crop.size) for crop in views.crops
+    ]
+    images = np.stack(
+        [crop.cut(photos[source].image) for crop, source in zip(larger, views.sources, strict=True)]
+    )
+    rows = draw_overlay(images, views.batch.masks[0].numpy(), face, predictor.renderer)
+    given = [rows[v] for v, name in enumerate(predictor.card.view_names) if name in photos]
+    encoded, data = cv2.imencode(path.suffix or ".png", np.concatenate(given)[..., ::-1])
+    if not encoded:
+        raise UserError(f"{path}: cannot write a picture of this kind")
+    write_atomic(path, data.tobytes())

@@ -1,0 +1,110 @@
+"""A picture of a reconstruction over its photographs, to judge by eye where it fits and where it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dfmvr.geometry.camera import to_camera
+from dfmvr.geometry.mesh import vertex_normals
+from dfmvr.lighting import SH_BANDS, linear_to_srgb, shade
+from dfmvr.render.base import Renderer
+from dfmvr.types import Reconstruction
+
+REGION_COLOURS = np.array(
+    [
+        *[(0, 0, 0), (230, 180, 150), (120, 60, 20), (180, 120, 40), (40, 120, 220)],
+        *[(60, 200, 220), (230, 120, 60), (90, 20, 60), (220, 60, 90), (160, 40, 120)],
+    ],
+    np.uint8,
+)
+"""[10, 3] sRGB of the region labels."""
+LANDMARK_COLOUR = (40, 230, 90)
+CLAY = 0.5
+"""Linear albedo of the plain grey face."""
+CLAY_LIGHT = (0.55, 0.25, 0.45, -0.1)
+"""Its light, from above and before: bands 1, y, z, x."""
+
+
+def draw_overlay(
+    images: NDArray[np.uint8], masks: NDArray[Any], face: Reconstruction, renderer: Renderer
+) -> NDArray[np.uint8]:
+    """Draw one row a view: photograph with landmarks, regions given to the network, fitted face, plain shape.
+
+    Args:
+        images: [V, T, T, 3] sRGB crops, at any size T.
+        masks: [V, S, S] region labels, at the size S that the face's intrinsics belong to.
+        face: the reconstruction from these views.
+        renderer: draws the face.
+
+    Returns:
+        [V, T, 4 * T, 3] sRGB.
+    """
+    n_views, tile = images.shape[:2]
+    scale = tile / masks.shape[-1]
+    radiance = torch.cat([_lit(face), _clay(face)], -1)
+    intrinsics = face.intrinsics.clone()
+    intrinsics[:, :2] *= scale
+    drawn = renderer(_in_camera(face), face.mesh.triangles, radiance, intrinsics, tile)
+    colours = (linear_to_srgb(drawn.attributes.clamp(0, 1)) * 255).round().byte().cpu().numpy()
+    hit = drawn.mask.cpu().numpy()[..., None]
+    rows = []
+    for v in range(n_views):
+        rows.append(
+            np.concatenate(
+                [
+                    _with_points(images[v], face.landmarks_2d[v].cpu().numpy() * scale),
+                    _with_regions(images[v], masks[v]),
+                    np.where(hit[v], colours[v, ..., :3], images[v]),
+                    np.where(hit[v], colours[v, ..., 3:], np.uint8(255)),
+                ],
+                axis=1,
+            )
+        )
+    return np.stack(rows)
+
+
+def _in_camera(face: Reconstruction) -> Tensor:
+    """Return the mesh in each view's camera [V, N, 3]."""
+    return to_camera(face.mesh.vertices, face.params.rotation, face.params.translation)
+
+
+def _normals(face: Reconstruction) -> Tensor:
+    """Return normals in each view's axes [V, N, 3]."""
+    return vertex_normals(face.mesh.vertices, face.mesh.triangles) @ face.params.rotation.mT
+
+
+def _lit(face: Reconstruction) -> Tensor:
+    """Return the radiance [V, N, 3] under the light that was found."""
+    if face.mesh.colours is None:
+        raise ValueError("face.mesh.colours: expected albedo [N, 3], got None")
+    return shade(face.mesh.colours.expand(len(face.params.light), -1, -1), _normals(face), face.params.light)
+
+
+def _clay(face: Reconstruction) -> Tensor:
+    """Return the radiance [V, N, 3] of a plain grey face."""
+    normals = _normals(face)
+    light = normals.new_zeros(len(normals), SH_BANDS, 3)
+    light[:, : len(CLAY_LIGHT)] = normals.new_tensor(CLAY_LIGHT)[:, None]
+    return shade(torch.full_like(normals, CLAY), normals, light)
+
+
+def _with_points(image: NDArray[np.uint8], points: NDArray[Any]) -> NDArray[np.uint8]:
+    """Draw points [K, 2] as small squares."""
+    marked = image.copy()
+    half = max(1, len(image) // 224)
+    for x, y in np.floor(points[np.isfinite(points).all(1)]).astype(int):
+        marked[max(y - half, 0) : max(y + half, 0), max(x - half, 0) : max(x + half, 0)] = LANDMARK_COLOUR
+    return marked
+
+
+def _with_regions(image: NDArray[np.uint8], mask: NDArray[Any]) -> NDArray[np.uint8]:
+    """Tint an image [T, T, 3] by its regions [S, S]."""
+    centres = ((np.arange(len(image)) + 0.5) * len(mask) / len(image)).astype(int)
+    labels = mask[np.ix_(centres, centres)]
+    tinted = (0.4 * image + 0.6 * REGION_COLOURS[labels]).astype(np.uint8)
+    return np.where(labels[..., None] > 0, tinted, image)
