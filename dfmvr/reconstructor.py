@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from dfmvr.geometry.camera import project, to_camera
 from dfmvr.geometry.mesh import vertex_normals
 from dfmvr.lighting import linear_to_srgb, shade
-from dfmvr.morphable.model import MorphableModel
+from dfmvr.morphable.model import FaceModelSettings, MorphableModel
+from dfmvr.networks.face_network import build_network
+from dfmvr.networks.settings import NetworkSettings
 from dfmvr.render.base import Renderer
+from dfmvr.render.zbuffer import ZBufferRenderer
 from dfmvr.types import REGION_NAMES, FaceParams, Mesh, Reconstruction, ViewBatch
 
 
@@ -90,6 +93,12 @@ class Reconstructor(nn.Module):
             regions=output.attributes[..., 3:],
             mask=output.mask,
         )
+
+
+def build_reconstructor(network: NetworkSettings, face_model: FaceModelSettings) -> Reconstructor:
+    """Build the model that the settings name; the network's weights come from torch's global random state."""
+    model = MorphableModel.load(face_model.path or None, face_model.level)
+    return Reconstructor(build_network(network), model, ZBufferRenderer())
 
 
 def reconstructions(

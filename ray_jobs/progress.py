@@ -71,14 +71,12 @@ class Progress:
     def _show_step(self, event: Event) -> None:
         self._scalars("train", event)
         self._bar.update(event.step - self._bar.n)  # goes back when a worker was lost
-        shown = {name: event.values[name] for name in ("loss", "samples_per_second") if name in event.values}
-        terms = {
-            name.removeprefix("loss/"): v for name, v in event.values.items() if name.startswith("loss/")
-        }
-        figures = [
-            f"{'samples/s' if name == 'samples_per_second' else name} {v:.3g}" for name, v in shown.items()
+        figures = [f"{event.values['samples_per_second']:.1f} samples/s", f"loss {event.values['loss']:.3g}"]
+        figures += [
+            f"{name.removeprefix('loss/')} {value:.2g}"
+            for name, value in event.values.items()
+            if name.startswith("loss/")
         ]
-        figures += [f"{name} {value:.2g}" for name, value in terms.items()]
         self._bar.set_postfix_str(" ".join(figures), refresh=False)
 
     def _scalars(self, group: str, event: Event) -> None:

@@ -53,6 +53,7 @@ def init_ray(
         logging_level=logging.WARNING,
     )
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # tells that its bars are off
 
 
 def cluster_cpus() -> int:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import statistics
+import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +48,9 @@ from ray_jobs.runs import Run, fetch_checkpoint, newest_intact_checkpoint, store
 
 _FATAL = (NonFiniteLossError, TooManyBadRows, CheckpointError, WeightsError)
 """Errors that would come again: the run ends in place of restarting its workers."""
+
+_NOT_VALIDATED = sys.float_info.max
+"""Validation loss that ranks last; Ray would store infinity as null, and fail on that when resuming."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ class Worker:
         self.device = ray.train.torch.get_device()
         share_cores(context.get_local_world_size())
         torch.manual_seed(self.settings.seed)
-        self.reconstructor = build_reconstructor(self.settings).to(self.device).train()
+        self.reconstructor = build_reconstructor(self.settings.network, self.settings.face_model)
+        self.reconstructor.to(self.device).train()
         self.network = self.reconstructor.network
         self.optimiser = build_optimiser(self.network, self.settings.optimiser)
         self.state = TrainingState(
@@ -193,7 +200,7 @@ class Worker:
         context = ray.train.get_context().get_storage()
         path = f"{context.experiment_fs_path}/{self.state.name}"
         checkpoint = Checkpoint(path, context.storage_filesystem) if stored else None
-        metrics = {"val_loss": float("inf"), **figures, "epoch": self.state.epoch, "step": self.state.step}
+        metrics = {"val_loss": _NOT_VALIDATED, **figures, "epoch": self.state.epoch, "step": self.state.step}
         ray.train.report(
             metrics,
             checkpoint=checkpoint,
@@ -292,11 +299,12 @@ class Worker:
 
 
 class Pace:
-    """Samples per second, and where the time goes; smoothed over about ten steps."""
+    """Samples per second, and where the time goes: medians over the last steps."""
 
     def __init__(self, samples_per_step: int) -> None:
         self._samples = samples_per_step
-        self._data = self._step = 0.0
+        self._data: deque[float] = deque(maxlen=20)
+        self._steps: deque[float] = deque(maxlen=20)
         self._last = self._saved = time.monotonic()
 
     def start(self) -> None:
@@ -305,16 +313,17 @@ class Pace:
 
     def mark_data(self) -> None:
         """A batch has come."""
-        self._data = self._smooth(self._data)
+        self._data.append(self._lap())
 
     def mark_step(self) -> None:
         """The step is done."""
-        self._step = self._smooth(self._step)
+        self._steps.append(self._lap())
 
     def figures(self) -> dict[str, float]:
         """Return samples/s of all workers, and milliseconds of waiting for data and of computing."""
-        rate = self._samples / max(1e-9, self._data + self._step)
-        return {"samples_per_second": rate, "data_ms": 1000 * self._data, "step_ms": 1000 * self._step}
+        data, step = statistics.median(self._data), statistics.median(self._steps)
+        rate = self._samples / max(1e-9, data + step)
+        return {"samples_per_second": rate, "data_ms": 1000 * data, "step_ms": 1000 * step}
 
     def take_seconds(self) -> float:
         """Return the seconds since the last call."""
@@ -322,10 +331,10 @@ class Pace:
         seconds, self._saved = now - self._saved, now
         return seconds
 
-    def _smooth(self, old: float) -> float:
+    def _lap(self) -> float:
         now = time.monotonic()
         seconds, self._last = now - self._last, now
-        return seconds if old == 0.0 else 0.9 * old + 0.1 * seconds
+        return seconds
 
 
 def share_cores(workers_on_node: int) -> None:
