@@ -24,6 +24,7 @@ REGION_COLOURS = np.array(
 )
 """[10, 3] sRGB of the region labels."""
 LANDMARK_COLOUR = (40, 230, 90)
+SUPERSAMPLING = 2
 CLAY = 0.5
 """Linear albedo of the plain grey face."""
 CLAY_LIGHT = (0.55, 0.25, 0.45, -0.1)
@@ -48,24 +49,27 @@ def draw_overlay(
     scale = tile / masks.shape[-1]
     radiance = torch.cat([_lit(face), _clay(face)], -1)
     intrinsics = face.intrinsics.clone()
-    intrinsics[:, :2] *= scale
-    drawn = renderer(_in_camera(face), face.mesh.triangles, radiance, intrinsics, tile)
-    colours = (linear_to_srgb(drawn.attributes.clamp(0, 1)) * 255).round().byte().cpu().numpy()
-    hit = drawn.mask.cpu().numpy()[..., None]
-    rows = []
-    for v in range(n_views):
-        rows.append(
-            np.concatenate(
-                [
-                    _with_points(images[v], face.landmarks_2d[v].cpu().numpy() * scale),
-                    _with_regions(images[v], masks[v]),
-                    np.where(hit[v], colours[v, ..., :3], images[v]),
-                    np.where(hit[v], colours[v, ..., 3:], np.uint8(255)),
-                ],
-                axis=1,
-            )
-        )
-    return np.stack(rows)
+    intrinsics[:, :2] *= scale * SUPERSAMPLING
+    drawn = renderer(_in_camera(face), face.mesh.triangles, radiance, intrinsics, tile * SUPERSAMPLING)
+    hit = drawn.mask.unsqueeze(-1)
+    colours = _shrink(linear_to_srgb(drawn.attributes.clamp(0, 1)) * hit) * 255
+    cover = _shrink(hit.float())
+    rows = [
+        [
+            _with_points(images[v], face.landmarks_2d[v].cpu().numpy() * scale),
+            _with_regions(images[v], masks[v]),
+            np.round(colours[v, ..., :3] + images[v] * (1 - cover[v])).astype(np.uint8),
+            np.round(colours[v, ..., 3:] + 255 * (1 - cover[v])).astype(np.uint8),
+        ]
+        for v in range(n_views)
+    ]
+    return np.stack([np.concatenate(row, axis=1) for row in rows])
+
+
+def _shrink(pixels: Tensor) -> NDArray[np.float32]:
+    """Average supersampled pixels [V, H, W, C]."""
+    channels_first = pixels.movedim(-1, 1)
+    return torch.nn.functional.avg_pool2d(channels_first, SUPERSAMPLING).movedim(1, -1).cpu().numpy()
 
 
 def _in_camera(face: Reconstruction) -> Tensor:
