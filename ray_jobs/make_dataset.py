@@ -12,12 +12,13 @@ import dataclasses
 import hashlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray.data
-from ray.data import ActorPoolStrategy
+from ray.data import TaskPoolStrategy
 from tqdm import tqdm
 
 from dfmvr.config import SettingsError, load_settings
@@ -34,9 +35,9 @@ from ray_jobs.shards import (
     DataSetExistsError,
     Render,
     Shard,
-    ShardWriter,
     missing_shards,
     plan_shards,
+    write_shard,
 )
 
 
@@ -96,8 +97,10 @@ def make_dataset(
     missing = missing_shards(uri, shards, manifest.recipe_hash, overwrite)
     if missing:
         init_ray(address)
-        writer = {"settings": settings, "seed": seed, "render": render, "recipe_hash": manifest.recipe_hash}
-        _write_shards(missing, writer, min(workers or cluster_cpus(), cluster_cpus()), settings.n_subjects)
+        write = partial(
+            write_shard, settings=settings, seed=seed, render=render, recipe_hash=manifest.recipe_hash
+        )
+        _write_shards(missing, write, min(workers or cluster_cpus(), cluster_cpus()), settings.n_subjects)
     write_manifest(uri, manifest)
     return manifest
 
@@ -126,15 +129,14 @@ def _manifest(settings: SyntheticSettings, seed: int, shards: Sequence[Shard]) -
     )
 
 
-def _write_shards(missing: Sequence[Shard], writer: dict[str, Any], workers: int, n_subjects: int) -> None:
+def _write_shards(
+    missing: Sequence[Shard], write: Callable[[dict[str, Any]], dict[str, Any]], workers: int, n_subjects: int
+) -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = False  # so that progress is told as it is made
     items = [dataclasses.asdict(shard) for shard in missing]
     written = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        ShardWriter,  # type: ignore[arg-type]  # a class: Ray makes actors of it
-        fn_constructor_kwargs=writer,
-        compute=ActorPoolStrategy(size=min(workers, len(items)), max_tasks_in_flight_per_actor=2),
-        num_cpus=1,
+        write, compute=TaskPoolStrategy(size=min(workers, len(items))), num_cpus=1
     )
     left = sum(len(shard.subjects) for shard in missing)
     with tqdm(total=n_subjects, initial=n_subjects - left, unit=" subjects", smoothing=0.1) as bar:

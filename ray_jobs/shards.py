@@ -1,4 +1,4 @@
-"""The shards of a synthetic data set: which there are, which are missing, and the worker that makes them."""
+"""The shards of a synthetic data set: which there are, which are missing, and how one is made."""
 
 from __future__ import annotations
 
@@ -86,20 +86,19 @@ def _recipe_hash_of(file: str) -> str | None:
     return found.decode() if found else None
 
 
-class ShardWriter:
-    """Renders shards and writes them; one process a core."""
+def write_shard(
+    row: dict[str, Any], settings: SyntheticSettings, seed: int, render: Render, recipe_hash: str
+) -> dict[str, Any]:
+    """Render and write the shard that a row (the fields of a `Shard`) describes.
 
-    def __init__(self, settings: SyntheticSettings, seed: int, render: Render, recipe_hash: str) -> None:
-        self.settings, self.seed, self.render = settings, seed, render
-        self.metadata = {_HASH_KEY: recipe_hash}
-        torch.set_num_threads(1)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, int]:
-        """Write the shard that a row describes; returns how many people it holds."""
-        samples = [
-            self.render(self.settings, self.seed, int(subject), expression)
-            for subject in row["subjects"]
-            for expression in range(self.settings.expressions_per_subject)
-        ]
-        storage.write_bytes(str(row["uri"]), samples_to_parquet(samples, self.metadata))
-        return {"subjects": len(row["subjects"])}
+    Returns:
+        How many people it holds: `subjects`.
+    """
+    torch.set_num_threads(1)  # the processes share the cores, and sums do not depend on their number
+    samples = [
+        render(settings, seed, int(subject), expression)
+        for subject in row["subjects"]
+        for expression in range(settings.expressions_per_subject)
+    ]
+    storage.write_bytes(str(row["uri"]), samples_to_parquet(samples, {_HASH_KEY: recipe_hash}))
+    return {"subjects": len(row["subjects"])}
