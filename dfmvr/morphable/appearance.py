@@ -184,11 +184,11 @@ class AlbedoPainter:
 
     def _mottle(self, canvas: _Canvas, rng: np.random.Generator) -> None:
         """Uneven pigment: broad (Laplacian eigenfunctions) and fine (vertex noise)."""
-        weights = (
-            rng.normal(size=(self["smooth"].shape[1], 3)) * self._smooth_falloff[:, None] * (1.6, 0.9, 0.9)
-        )
+        spread = self._smooth_falloff[:, None] * np.array([1.6, 0.9, 0.9])
+        weights = rng.normal(size=spread.shape) * spread
         canvas.lab += (self["smooth"] @ weights.astype(np.float32)).T
-        canvas.lab[0] += self["noise"] @ (0.45 * rng.normal(size=self["noise"].shape[1])).astype(np.float32)
+        fine = rng.normal(0, 0.45, size=(self["noise"].shape[1],))
+        canvas.lab[0] += self["noise"] @ fine.astype(np.float32)
 
     def _blush(self, canvas: _Canvas, rng: np.random.Generator, person: _Person) -> None:
         """Blood and shade: cheeks, nose, ears, under the eyes, folds that deepen with age, freckles."""
@@ -238,7 +238,7 @@ class AlbedoPainter:
         half = thickness * np.interp(
             along, [-0.06, 0, 0.1, 0.35, 0.65, 0.9, 1, 1.06], [0, 2.6, 4, 4.3, 3.7, 2.4, 1.2, 0]
         )
-        inside = 1 / (1 + np.exp(np.clip((np.abs(across) - half) / 0.7, -20, 20)))
+        inside = np.asarray(1 / (1 + np.exp(np.clip((np.abs(across) - half) / 0.7, -20, 20))))
         inside *= (half > 0.05) * np.clip(1 + 0.2 * self["noise"][:, 2], 0.5, 1.3) * rng.uniform(0.55, 0.95)
         lightness, a, b = person.hair
         canvas.mix(inside.astype(np.float32), (0.8 * lightness + 2, 0.8 * a, 0.8 * b))

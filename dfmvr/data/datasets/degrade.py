@@ -58,7 +58,8 @@ def take_picture(rng: np.random.Generator, image: Array, strength: float) -> Arr
         return picture
     quality = int(rng.integers(45, 97))
     stored = cv2.imencode(".jpg", picture[..., ::-1].copy(), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return cv2.imdecode(stored, cv2.IMREAD_COLOR_RGB)
+    decoded: Array = np.asarray(cv2.imdecode(stored, cv2.IMREAD_COLOR_RGB))
+    return decoded
 
 
 def _srgb(linear: Array) -> Array:

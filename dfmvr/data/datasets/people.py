@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from dfmvr.morphable.appearance import AlbedoPainter, Paint
 from dfmvr.morphable.io import DEFAULT_MODEL, MODEL_FORMAT, read_face_file
+from dfmvr.morphable.landmarks import ALIGN_7_IN_68
 from dfmvr.morphable.population import FacePopulation, Subject
 
 Array = NDArray[Any]
-LEVEL = 1
-"""Subdivision level of the heads that are drawn; scans are of level 2."""
+LEVEL, SCAN_LEVEL = 1, 2
+"""Subdivision levels of the heads that are drawn, and of the scans."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +29,14 @@ class Assets:
     """[F, 3] int64, the level-1 head."""
     labels: Array
     """[N] uint8 region labels of the level-1 head; 0 outside the face."""
-    face_ids: Array
-    """[Nf] the face model's level-1 vertices in the head."""
     landmarks_68: Array
     """[68] vertices of the head."""
-    landmarks_101: Array
-    """[101] vertices of the head."""
-    landmarks_7: Array
-    """[7] vertices of the head: iBUG 36, 39, 42, 45, 33, 48, 54."""
+    face_landmarks_68: Array
+    """[68] vertices of the level-1 face, whose border is not where the head's vertices are."""
+    face_landmarks_101: Array
+    """[101] vertices of the level-1 face."""
+    scan_landmarks_7: Array
+    """[7] vertices of the level-2 face: iBUG 36, 39, 42, 45, 33, 48, 54."""
 
 
 @cache
@@ -46,21 +47,24 @@ def load_assets() -> Assets:
         ValueError: the painter's fields belong to another head.
     """
     population, painter = FacePopulation.load(), AlbedoPainter.load()
-    head, face = population.topology(LEVEL, "head"), population.topology(LEVEL, "face")
+    head = population.topology(LEVEL, "head")
     n_vertices = head.matrix.shape[0]
     if painter.n_vertices != n_vertices:
         raise ValueError(f"appearance.npz: expected {n_vertices} vertices, got {painter.n_vertices}")
     arrays = read_face_file(DEFAULT_MODEL, MODEL_FORMAT)
     landmarks_68 = arrays["landmarks_68"].astype(np.int64)
+    landmarks_101 = arrays["landmarks_101"].astype(np.int64)
+    face_ids = population.topology(LEVEL, "face").head_ids
+    scan_ids = population.topology(SCAN_LEVEL, "face").head_ids
     return Assets(
         population=population,
         painter=painter,
         triangles=head.triangles,
         labels=arrays["labels"][head.head_ids].astype(np.uint8),
-        face_ids=face.head_ids,
         landmarks_68=landmarks_68,
-        landmarks_101=arrays["landmarks_101"].astype(np.int64),
-        landmarks_7=landmarks_68[[36, 39, 42, 45, 33, 48, 54]],
+        face_landmarks_68=np.searchsorted(face_ids, landmarks_68),
+        face_landmarks_101=np.searchsorted(face_ids, landmarks_101),
+        scan_landmarks_7=np.searchsorted(scan_ids, landmarks_68[list(ALIGN_7_IN_68)]),
     )
 
 

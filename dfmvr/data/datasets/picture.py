@@ -20,6 +20,8 @@ from dfmvr.render.zbuffer import ZBufferRenderer
 
 Array = NDArray[Any]
 _RENDERER = ZBufferRenderer()
+_STREAKS = 0.28
+"""How uneven hair is: the deviation of the logarithm of its brightness."""
 _VISIBLE_WITHIN = 5.0
 """mm that a landmark may lie behind the drawn surface and still count as visible."""
 
@@ -188,10 +190,10 @@ def _draw_surface(
 
 def _strand_texture(rng: np.random.Generator, size: int) -> Array:
     """[S, S] brightness factors streaked downwards."""
-    noise = rng.normal(size=(size, size)).astype(np.float32)
+    noise: Array = rng.normal(size=(size, size)).astype(np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), sigmaX=size / 400 + 0.3, sigmaY=size / 40)
-    noise /= max(float(noise.std()), 1e-6)
-    return np.exp(0.28 * noise)
+    result: Array = np.exp(_STREAKS / max(float(noise.std()), 1e-6) * noise)
+    return result
 
 
 def _shrink(image: Array, size: int) -> Array:

@@ -19,9 +19,9 @@ from dfmvr.data.datasets.backdrop import sample_palette
 from dfmvr.data.datasets.detector import detect_landmarks, parse_regions
 from dfmvr.data.datasets.glasses import sample_glasses
 from dfmvr.data.datasets.light import sample_light
-from dfmvr.data.datasets.people import LEVEL, Assets, Person, load_assets, sample_person
-from dfmvr.data.datasets.picture import Camera, Setting, View, draw_view, visible
-from dfmvr.data.datasets.scene import build_scene
+from dfmvr.data.datasets.people import LEVEL, SCAN_LEVEL, Assets, Person, load_assets, sample_person
+from dfmvr.data.datasets.picture import Camera, Setting, draw_view, visible
+from dfmvr.data.datasets.scene import Scene, build_scene
 from dfmvr.data.sample import Sample
 from dfmvr.geometry.camera import default_intrinsics
 from dfmvr.geometry.rotation import euler_to_matrix
@@ -29,12 +29,13 @@ from dfmvr.types import VIEW_NAMES
 
 Array = NDArray[Any]
 SPLITS = ("train", "validation", "test")
-SCAN_LEVEL = 2
 RENDERING_VERSION = 1
 """Raised when the same settings give other samples than before."""
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 _PERSON, _SAMPLE, _VIEW = 0, 1, 2
 """Streams of chance below (seed, subject, expression)."""
+_NEARLY_NEUTRAL = 0.25
+"""Largest share of an expression that a person's first sample shows."""
 
 
 @dataclass(frozen=True)
@@ -140,85 +141,112 @@ def render_sample(
     rng = np.random.default_rng([seed, subject_index, expression_index, _SAMPLE])
     activations = assets.population.sample_expression(rng)
     if expression_index == 0:
-        activations = activations * rng.uniform(0, 0.25)
-    head = assets.population.vertices(person.subject, activations, LEVEL, "head")
-    scene = build_scene(assets, person, head, rng, cloth_mask=bool(rng.random() < settings.cloth_mask_share))
-    wears_glasses = rng.random() < settings.glasses_share
-    glasses = sample_glasses(rng, head[assets.landmarks_68]) if wears_glasses else None
-    setting = Setting(sample_light(rng), sample_palette(rng), glasses)
-    head_angles = np.radians([rng.normal(0, settings.pitch_jitter), 0.0, 0.0])
-    views, landmarks, weights, yaws = [], [], [], []
-    for k, nominal in enumerate(settings.view_yaws):
-        view_rng = np.random.default_rng([seed, subject_index, expression_index, _VIEW + k])
-        angles = head_angles + np.radians([0.0, nominal, 0.0])
-        camera, yaw = _sample_camera(view_rng, settings, angles)
-        own = Setting(setting.light.changed(view_rng), setting.palette, glasses)
-        view = draw_view(
-            view_rng,
+        activations = activations * np.float32(rng.uniform(0, _NEARLY_NEUTRAL))
+    base = assets.population.base_vertices(person.subject, activations)
+    face = assets.population.topology(LEVEL, "face").matrix @ base
+    scene, setting = _stage(assets, settings, person, base, rng)
+    pitch = rng.normal(0, settings.pitch_jitter)
+    rigs = [np.radians([pitch, yaw, 0.0]) for yaw in settings.view_yaws]
+    shots = [
+        _shoot(
+            np.random.default_rng([seed, subject_index, expression_index, _VIEW + k]),
+            settings,
             scene,
-            own,
-            camera,
-            settings.image_size,
-            supersample=settings.supersample,
-            occluder=bool(view_rng.random() < settings.occluder_share),
-            degradation=settings.degradation,
+            setting,
+            face[assets.face_landmarks_68],
+            angles,
         )
-        views.append((view, parse_regions(view_rng, view.labels, *_mask_errors(settings))))
-        found, weight = _detect(view_rng, settings, view, camera.project(head[assets.landmarks_68]))
-        landmarks.append(found)
-        weights.append(weight)
-        yaws.append(yaw)
-    noise = rng.normal(0, settings.landmark_3d_noise, (len(assets.landmarks_101), 3))
+        for k, angles in enumerate(rigs)
+    ]
+    noise = rng.normal(0, settings.landmark_3d_noise, (len(assets.face_landmarks_101), 3))
     intrinsics = default_intrinsics(settings.image_size).numpy()
     return Sample(
         sample_id=f"s{subject_index:05d}-e{expression_index:02d}",
         subject_id=f"s{subject_index:05d}",
         expression_id=f"e{expression_index:02d}",
         view_names=VIEW_NAMES,
-        view_yaws=np.array(yaws, dtype=np.float32),
-        images=np.stack([view.image for view, _ in views]),
-        masks=np.stack([mask for _, mask in views]),
-        landmarks_2d=np.stack(landmarks),
-        landmarks_2d_weights=np.stack(weights),
-        intrinsics=np.stack([intrinsics] * len(views)),
-        landmarks_3d=(head[assets.landmarks_101] + noise).astype(np.float32),
-        **(_truth(assets, person, activations, head) if split != "train" else {}),
+        view_yaws=np.array([angles[1] for angles in rigs], dtype=np.float32),
+        images=np.stack([shot.image for shot in shots]),
+        masks=np.stack([shot.mask for shot in shots]),
+        landmarks_2d=np.stack([shot.landmarks for shot in shots]),
+        landmarks_2d_weights=np.stack([shot.weights for shot in shots]),
+        intrinsics=np.stack([intrinsics] * len(shots)),
+        landmarks_3d=(face[assets.face_landmarks_101] + noise).astype(np.float32),
+        **(_truth(assets, base) if split != "train" else {}),
     )
 
 
-def _sample_camera(
-    rng: np.random.Generator, settings: SyntheticSettings, angles: Array
-) -> tuple[Camera, float]:
-    """A camera near the nominal angles [3] rad; returns its nominal yaw too, which is what a rig knows."""
+@dataclass(frozen=True, eq=False)
+class _Shot:
+    """One view as the data set holds it."""
+
+    image: Array
+    mask: Array
+    landmarks: Array
+    weights: Array
+
+
+def _stage(
+    assets: Assets, settings: SyntheticSettings, person: Person, base: Array, rng: np.random.Generator
+) -> tuple[Scene, Setting]:
+    """What all the views of a sample see."""
+    head = assets.population.topology(LEVEL, "head").matrix @ base
+    scene = build_scene(assets, person, head, rng, cloth_mask=bool(rng.random() < settings.cloth_mask_share))
+    wears_glasses = rng.random() < settings.glasses_share
+    glasses = sample_glasses(rng, head[assets.landmarks_68]) if wears_glasses else None
+    return scene, Setting(sample_light(rng), sample_palette(rng), glasses)
+
+
+def _shoot(
+    rng: np.random.Generator,
+    settings: SyntheticSettings,
+    scene: Scene,
+    setting: Setting,
+    landmarks: Array,
+    angles: Array,
+) -> _Shot:
+    """Draw one view and detect its landmarks [68, 3] and regions, with the camera near `angles` [3] rad."""
+    size = settings.image_size
+    camera = _sample_camera(rng, settings, angles)
+    view = draw_view(
+        rng,
+        scene,
+        Setting(setting.light.changed(rng), setting.palette, setting.glasses),
+        camera,
+        size,
+        supersample=settings.supersample,
+        occluder=bool(rng.random() < settings.occluder_share),
+        degradation=settings.degradation,
+    )
+    pixel = size / 224
+    mask = parse_regions(rng, view.labels, settings.mask_noise * pixel, settings.mask_blunders)
+    projected = camera.project(landmarks)
+    seen, noise = visible(view, projected), settings.landmark_noise * pixel
+    found, weights = detect_landmarks(rng, projected[:, :2], seen, noise, settings.landmark_outliers)
+    return _Shot(view.image, mask, found, weights)
+
+
+def _sample_camera(rng: np.random.Generator, settings: SyntheticSettings, angles: Array) -> Camera:
+    """A camera near the nominal angles [3] rad."""
     jitter = (settings.pitch_jitter / 3, settings.yaw_jitter, settings.roll_jitter)
     turned = angles + np.radians(rng.normal(0, jitter))
     rotation = euler_to_matrix(torch.tensor(turned, dtype=torch.float32)).numpy()
     shift = rng.normal(0, (settings.shift_jitter, settings.shift_jitter, settings.distance_jitter))
     intrinsics = default_intrinsics(settings.image_size).numpy().copy()
     intrinsics[[0, 1], [0, 1]] *= np.exp(rng.normal(0, settings.focal_jitter))
-    return Camera(rotation, shift.astype(np.float32), intrinsics), float(angles[1])
+    return Camera(rotation, shift.astype(np.float32), intrinsics)
 
 
-def _mask_errors(settings: SyntheticSettings) -> tuple[float, float]:
-    return settings.mask_noise * settings.image_size / 224, settings.mask_blunders
-
-
-def _detect(
-    rng: np.random.Generator, settings: SyntheticSettings, view: View, projected: Array
-) -> tuple[Array, Array]:
-    noise = settings.landmark_noise * settings.image_size / 224
-    seen = visible(view, projected)
-    return detect_landmarks(rng, projected[:, :2], seen, noise, settings.landmark_outliers)
-
-
-def _truth(assets: Assets, person: Person, activations: Array, head: Array) -> dict[str, Array]:
+def _truth(assets: Assets, base: Array) -> dict[str, Array]:
     """The columns of the truth: the level-2 face, its landmarks, and the level-1 face."""
-    population = assets.population
+    face = assets.population.topology(LEVEL, "face")
+    fine = assets.population.topology(SCAN_LEVEL, "face")
+    scan = fine.matrix @ base
     return {
-        "scan_vertices": population.vertices(person.subject, activations, SCAN_LEVEL, "face"),
-        "scan_triangles": population.topology(SCAN_LEVEL, "face").triangles.astype(np.int32),
-        "scan_landmarks_7": head[assets.landmarks_7],
-        "dense_vertices": head[assets.face_ids],
+        "scan_vertices": scan,
+        "scan_triangles": fine.triangles.astype(np.int32),
+        "scan_landmarks_7": scan[assets.scan_landmarks_7],
+        "dense_vertices": face.matrix @ base,
     }
 
 

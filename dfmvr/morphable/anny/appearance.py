@@ -63,6 +63,8 @@ class HeadInput:
     """[N, Nb] base to level 1."""
     quads: Ints
     """[Q, 4] level 1."""
+    mirror: Ints
+    """[N] level 1."""
 
 
 def head_input(head: Head, base: BaseMesh, mean: Array) -> HeadInput:
@@ -79,7 +81,9 @@ def head_input(head: Head, base: BaseMesh, mean: Array) -> HeadInput:
         "inside_mouth": head.mouth_cavity.astype(float),
         "socket": head.eye_sockets.astype(float),
     }
-    return HeadInput(head.obj_ids, mean, head.quads, parts, head.mirror, masks, fine.matrix, fine.quads)
+    return HeadInput(
+        head.obj_ids, mean, head.quads, parts, head.mirror, masks, fine.matrix, fine.quads, fine.mirror
+    )
 
 
 class _Measurer:
@@ -283,7 +287,7 @@ def _eigenfunctions(head: HeadInput, count: int) -> Array:
     values, modes = eigsh(laplacian, k=count + 1, M=mass, sigma=-1e-6, which="LM", v0=start)
     modes = modes[:, np.argsort(values)][:, 1:]
     modes /= np.sqrt((modes**2).mean(0))
-    modes *= np.sign(modes[np.abs(modes).argmax(0), np.arange(count)])
+    modes *= np.sign(start @ modes)
     full = np.zeros((len(x), count))
     full[used] = modes
     return np.asarray(head.subdivision @ full)
@@ -308,6 +312,7 @@ def _openness(m: _Measurer, fields: dict[str, Array]) -> Array:
         seen += cosine * _visible(points, m.n, direction)
         total += cosine
     openness = m.smooth(seen / np.maximum(total, 1e-9), 1)
+    openness = (openness + openness[m.head.mirror]) / 2
     depth = m.at(LIP_CORNER)[2] - m.vertices[:, 2]
     inside = np.interp(depth, [-12, 5, 30], [0.75, 0.4, 0.1])
     eyes = (m.part == PARTS.index("left_eye")) | (m.part == PARTS.index("right_eye"))
@@ -351,7 +356,7 @@ def save_fields(fields: dict[str, NDArray[Any]], path: Path) -> None:
         scale = np.maximum(np.abs(value).max(axis=0), 1e-9) / 127
         arrays[name] = np.round(value / scale).astype(np.int8)
         arrays[f"{name}__scale"] = np.asarray(scale, dtype=np.float32)
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # its stub has no room for names
 
 
 @dataclass(frozen=True)
@@ -397,7 +402,9 @@ def albedo_statistics(
     order = np.argsort(values)[::-1][:n_modes]
     scores = vectors[:, order] * np.sqrt(n_paints)
     modes = (scores.T.astype(np.float32) @ paints.reshape(n_paints, -1) / n_paints).reshape(n_modes, -1, 3)
-    modes *= np.where(modes.reshape(n_modes, -1).sum(1) < 0, -1, 1).astype(np.float32)[:, None, None]
+    # Brighter is positive; the uneven part decides for modes that are antisymmetric.
+    direction = 1 + 0.5 * np.cos(np.arange(modes[0].size, dtype=np.float32))
+    modes *= np.where(modes.reshape(n_modes, -1) @ direction < 0, -1, 1).astype(np.float32)[:, None, None]
     scale = np.abs(modes).reshape(n_modes, -1).max(1) / 127
     basis = np.round(modes / scale[:, None, None]).astype(np.int8)
     explained = float(values[order].sum() / values.sum())
