@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +147,7 @@ def closest_on_triangles(points: Floats, a: Floats, b: Floats, c: Floats) -> Flo
 def _open3d_search(vertices: Floats, triangles: Ints) -> _Search:
     import open3d
 
-    def tensor(array: np.ndarray, kind: type) -> open3d.core.Tensor:
+    def tensor(array: np.ndarray, kind: Any) -> Any:
         return open3d.core.Tensor(np.ascontiguousarray(array, dtype=kind))
 
     scene = open3d.t.geometry.RaycastingScene()

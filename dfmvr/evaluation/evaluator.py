@@ -15,9 +15,10 @@ from dfmvr.evaluation.distance import Floats, Surface
 from dfmvr.evaluation.floor import FloorFit
 from dfmvr.evaluation.protocol import (
     Face,
+    LabelledMesh,
     Measurement,
     Truth,
-    count_distances,
+    area_by_distance,
     crop_truth,
     measure,
     rmse_by_region,
@@ -25,11 +26,10 @@ from dfmvr.evaluation.protocol import (
 from dfmvr.evaluation.regions import UNMEASURED, face_regions, nearest_regions
 from dfmvr.evaluation.settings import EvaluationSettings
 from dfmvr.morphable.model import MorphableModel
+from dfmvr.types import REGION_NAMES
 
 METHODS = ("mean_face", "network", "floor")
 """The mean face (what one gets without looking), the network, and the best fit to the truth."""
-NOSE_TIP = 30
-"""iBUG."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class Evaluator:
             dense_model.landmarks_68.numpy(),
         )
         measured = np.flatnonzero(self.regions != UNMEASURED)
+        hidden = np.isin(
+            model.labels.numpy(), [REGION_NAMES.index("background"), REGION_NAMES.index("mouth")]
+        )
+        triangles = model.triangles.numpy()
+        self._outer_triangles = triangles[~hidden[triangles].all(axis=1)]
         self._fit_floor = FloorFit(dense_model, measured, settings.floor_ridge)
         n_identity, n_expression = len(model.identity_basis), len(model.expression_basis)
         self.mean_coefficients = Coefficients(np.zeros(n_identity), np.zeros(n_expression))
@@ -80,15 +85,14 @@ class Evaluator:
         return self._mean_face.surface.backend
 
     def face(self, coefficients: Coefficients) -> Face:
-        """Return the face of some coefficients, ready to be measured."""
+        """Return the face of some coefficients, ready to be measured, without the inside of its mouth."""
         identity = torch.as_tensor(coefficients.identity, dtype=torch.float32)
         expression = torch.as_tensor(coefficients.expression, dtype=torch.float32)
         vertices = self.model.vertices(identity, expression).numpy().astype(np.float64)
         dense = self.dense_model.vertices(identity, expression).numpy().astype(np.float64)
         return Face(
-            surface=Surface(vertices, self.model.triangles.numpy(), self.settings.distance_backend),
+            surface=Surface(vertices, self._outer_triangles, self.settings.distance_backend),
             landmarks_7=vertices[self.model.landmarks_7.numpy()],
-            nose_tip=vertices[self.model.landmarks_68[NOSE_TIP]],
             dense=dense,
         )
 
@@ -109,15 +113,11 @@ class Evaluator:
                 f"sample {sample.sample_id!r}: expected {len(self.regions)} dense_vertices (the face model's "
                 f"level 1), got {len(sample.dense_vertices)}"
             )
+        assert sample.scan_triangles is not None
         regions = nearest_regions(sample.scan_vertices, sample.dense_vertices, self.regions)
-        return crop_truth(
-            sample.scan_vertices,
-            regions,
-            sample.scan_landmarks_7,
-            sample.dense_vertices,
-            self.regions,
-            self.settings.crop_factor,
-        )
+        scan = LabelledMesh(sample.scan_vertices, sample.scan_triangles, regions)
+        dense = LabelledMesh(sample.dense_vertices, self.dense_model.triangles.numpy(), self.regions)
+        return crop_truth(scan, dense, sample.scan_landmarks_7, self.settings)
 
     def floor(self, sample: Sample) -> Coefficients:
         """Return the coefficients that come closest to the sample's true dense correspondences."""
@@ -137,7 +137,7 @@ class Evaluator:
 
         Returns:
             A row of scalars and small arrays: ids; `{method}_{name}_mm` for each value of
-            `protocol.measure`; `{method}_regions_mm` [6]; `{method}_counts` (`protocol.count_distances`);
+            `protocol.measure`; `{method}_regions_mm` [6]; `{method}_areas` (`protocol.area_by_distance`);
             `{method}_converged`; the network's and the floor's coefficients; `seconds`.
 
         Raises:
@@ -159,8 +159,8 @@ class Evaluator:
         for method in METHODS:
             result = measure(faces[method], truth, self.settings)
             row |= {f"{method}_{name}_mm": value for name, value in result.values.items()}
-            row[f"{method}_regions_mm"] = rmse_by_region(result.distances, truth.regions)
-            row[f"{method}_counts"] = count_distances(result.distances)
+            row[f"{method}_regions_mm"] = rmse_by_region(result.distances, truth.areas, truth.regions)
+            row[f"{method}_areas"] = area_by_distance(result.distances, truth.areas)
             row[f"{method}_converged"] = result.converged
         row["seconds"] = time.perf_counter() - started
         return row

@@ -12,10 +12,11 @@ import numpy as np
 
 from dfmvr.evaluation.distance import Floats, Ints
 from dfmvr.evaluation.registration import align_points
+from dfmvr.geometry.mesh import vertex_areas
 from dfmvr.morphable.model import MorphableModel
 
-ROUNDS = 30
-"""Most alternations of alignment and fit."""
+ROUNDS = 20
+"""Most alternations of alignment and fit; three or four are usual."""
 SETTLED = 1e-3
 """mm: the fit has settled when a round moves no vertex by more on the root mean square."""
 
@@ -25,7 +26,8 @@ class FloorFit:
 
     Args:
         model: the face model whose vertices the truth is given for.
-        vertex_ids: [K] the vertices that are fitted (those that the evaluation measures).
+        vertex_ids: [K] the vertices that are fitted (those that the evaluation measures). Each counts with
+            the area around it on the mean face.
         ridge: weight on the coefficients, relative to the mean diagonal of the normal matrix; a tiny one
             keeps directions that the chosen vertices do not show from running away.
     """
@@ -38,10 +40,16 @@ class FloorFit:
         self.n_identity = len(bases[0])
         self._mean = model.mean_shape.cpu().numpy().astype(np.float64)[vertex_ids]
         self._basis = np.concatenate([b.cpu().numpy()[:, vertex_ids].reshape(len(b), -1) for b in bases])
-        normal_matrix = (self._basis @ self._basis.T).astype(np.float64)
-        self._factor = cho_factor(
-            normal_matrix + ridge * np.diag(normal_matrix).mean() * np.eye(len(normal_matrix))
-        )
+        areas = vertex_areas(model.mean_shape, model.triangles).cpu().numpy()[vertex_ids]
+        self._weights = areas / areas.mean()
+        # The six small rigid motions are solved for as well: some of the basis looks like them, and taking
+        # turns between alignment and fit alone would creep.
+        columns = np.concatenate([self._basis, _rigid_motions(self._mean).astype(self._basis.dtype)])
+        self._weighted = columns * np.repeat(self._weights, 3).astype(self._basis.dtype)
+        normal_matrix = (self._weighted @ columns.T).astype(np.float64)
+        penalised = np.arange(len(columns)) < len(self._basis)
+        strength = ridge * np.diag(normal_matrix)[penalised].mean()
+        self._factor = cho_factor(normal_matrix + strength * np.diag(penalised.astype(np.float64)))
 
     def __call__(self, dense_vertices: Floats) -> tuple[Floats, Floats]:
         """Return identity [80] and expression [64] that come closest to the true vertices [N, 3] (mm).
@@ -51,12 +59,12 @@ class FloorFit:
         from scipy.linalg import cho_solve
 
         truth = dense_vertices[self.vertex_ids].astype(np.float64)
-        coefficients = np.zeros(len(self._basis))
-        shape = self._mean
+        coefficients, shape = np.zeros(len(self._basis)), self._mean
         for _ in range(ROUNDS):
-            target = align_points(truth, shape, with_scale=False).apply(truth)
-            offsets = (target - self._mean).reshape(-1).astype(self._basis.dtype)
-            coefficients = cho_solve(self._factor, (self._basis @ offsets).astype(np.float64))
+            motion = align_points(truth, shape, with_scale=False, weights=self._weights)
+            offsets = (motion.apply(truth) - self._mean).reshape(-1).astype(self._basis.dtype)
+            solution = cho_solve(self._factor, (self._weighted @ offsets).astype(np.float64))
+            coefficients = solution[: len(self._basis)]
             previous, shape = shape, self._mean + self._decode(coefficients)
             if np.sqrt(np.mean(np.sum((shape - previous) ** 2, axis=1))) < SETTLED:
                 break
@@ -64,3 +72,11 @@ class FloorFit:
 
     def _decode(self, coefficients: Floats) -> Floats:
         return (coefficients.astype(self._basis.dtype) @ self._basis).reshape(-1, 3).astype(np.float64)
+
+
+def _rigid_motions(points: Floats) -> Floats:
+    """Return [6, 3 N]: what small shifts along and turns about each axis do to points [N, 3]."""
+    axes = np.eye(3)
+    shifts = [np.broadcast_to(axis, points.shape).reshape(-1) for axis in axes]
+    turns = [np.cross(axis, points).reshape(-1) for axis in axes]
+    return np.stack(shifts + turns)

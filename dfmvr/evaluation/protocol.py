@@ -2,7 +2,8 @@
 
 1. The scan is cropped to a ball around the face (NoW's centre and radius), without the mouth's inside.
 2. The prediction is aligned on seven landmarks, then registered to the cropped scan (`registration.refine`).
-3. Distances run from every cropped scan vertex to the predicted surface, in the scan's millimetres.
+3. Distances run from every cropped scan vertex to the predicted surface, in the scan's millimetres. A vertex
+   counts with the area of scan around it: a mesh that is finer at the eyes does not make eyes matter more.
 
 Two registrations are made: a *similarity*, because a face seen by uncalibrated cameras has no certain size
 (behind every number without a prefix), and a *rigid* one that keeps the predicted size (`metric_rmse_mm`).
@@ -15,19 +16,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from dfmvr.evaluation.distance import Floats, Surface
+from dfmvr.evaluation.distance import Floats, Ints, Surface
 from dfmvr.evaluation.regions import REGIONS, UNMEASURED
-from dfmvr.evaluation.registration import Transform, align_points, refine
+from dfmvr.evaluation.registration import (
+    Registration,
+    Transform,
+    align_points,
+    curve_order,
+    even_subset,
+    refine,
+)
 from dfmvr.evaluation.settings import EvaluationSettings
+from dfmvr.geometry.mesh import vertex_areas
 
 BIN_MM = 0.01
 """Width of the bins in which distances are counted, so that samples can be pooled without keeping them."""
 N_BINS = 2000
 """Bins up to 20 mm; a last one holds everything beyond."""
-NOSE_BOTTOM = 4
-"""Place of the nose's bottom among the seven landmarks."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +43,21 @@ class Truth:
     """What a face is measured against."""
 
     points: Floats
-    """[M, 3] mm: the scan vertices inside the crop."""
+    """[M, 3] mm: the scan vertices inside the crop, in `registration.curve_order`."""
+    vertex_ids: Ints
+    """[M] their numbers in the scan."""
+    areas: Floats
+    """[M] mm²: the scan's surface around each; vertices without any are not kept."""
     regions: NDArray[np.int8]
     """[M] index into REGIONS."""
+    registered: Ints
+    """Which of the M drive the registration."""
     landmarks_7: Floats
     """[7, 3] mm."""
     dense: Floats
     """[N, 3] mm: true positions of the face model's level-1 vertices."""
-    dense_measured: NDArray[np.bool_]
-    """[N]: those inside the crop."""
+    dense_areas: Floats
+    """[N] mm²: the surface around each, zero outside the crop."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +67,6 @@ class Face:
     surface: Surface
     landmarks_7: Floats
     """[7, 3] mm."""
-    nose_tip: Floats
-    """[3] mm: iBUG 30, for the legacy number."""
     dense: Floats
     """[N, 3] mm: level-1 vertices, in the truth's order."""
 
@@ -88,120 +100,137 @@ def crop_ball(landmarks_7: Floats, factor: float) -> tuple[Floats, float]:
     return centre, float(factor * (eye_distance + nose_length) / 2)
 
 
+@dataclass(frozen=True)
+class LabelledMesh:
+    """A true surface whose vertices have regions."""
+
+    vertices: Floats
+    """[N, 3] mm."""
+    triangles: Ints
+    """[F, 3]."""
+    regions: NDArray[np.int8]
+    """[N] index into REGIONS or UNMEASURED."""
+
+    def areas_in_ball(self, centre: Floats, radius: float) -> Floats:
+        """Return [N] mm² around each vertex; zero outside the ball and where nothing is measured."""
+        vertices = torch.from_numpy(np.asarray(self.vertices, dtype=np.float64))
+        areas = vertex_areas(vertices, torch.from_numpy(np.asarray(self.triangles, dtype=np.int64))).numpy()
+        inside = np.linalg.norm(self.vertices - centre, axis=1) < radius
+        return np.where(inside & (self.regions != UNMEASURED), areas, 0.0)
+
+
 def crop_truth(
-    scan_vertices: Floats,
-    scan_regions: NDArray[np.int8],
-    landmarks_7: Floats,
-    dense: Floats,
-    dense_regions: NDArray[np.int8],
-    factor: float,
+    scan: LabelledMesh, dense: LabelledMesh, landmarks_7: Floats, settings: EvaluationSettings
 ) -> Truth:
     """Cut a scan to the part that is measured.
 
     Args:
-        scan_vertices: [*, 3] mm.
-        scan_regions: [*] index into REGIONS or UNMEASURED.
+        scan: the true surface.
+        dense: the face model's level-1 mesh in its true shape.
         landmarks_7: [7, 3] mm, the scan's.
-        dense: [N, 3] mm dense correspondences.
-        dense_regions: [N] as `scan_regions`.
-        factor: see `crop_ball`.
+        settings: how large the crop is, how many points drive the registration.
 
     Raises:
         ValueError: nothing of the scan lies inside the crop.
     """
-    centre, radius = crop_ball(landmarks_7, factor)
-
-    def measured(points: Floats, regions: NDArray[np.int8]) -> NDArray[np.bool_]:
-        return (np.linalg.norm(points - centre, axis=1) < radius) & (regions != UNMEASURED)
-
-    kept = measured(scan_vertices, scan_regions)
-    if not kept.any():
+    centre, radius = crop_ball(landmarks_7, settings.crop_factor)
+    areas = scan.areas_in_ball(centre, radius)
+    kept = np.flatnonzero(areas)
+    if len(kept) == 0:
         raise ValueError(
-            f"scan: expected vertices within {radius:.0f} mm of {np.round(centre).tolist()} (from its seven "
-            f"landmarks), got none of {len(scan_vertices)}"
+            f"scan: expected surface within {radius:.0f} mm of {np.round(centre).tolist()} (from its seven "
+            f"landmarks), got none of {len(areas)} vertices"
         )
+    kept = kept[curve_order(scan.vertices[kept])]
+    points = np.asarray(scan.vertices, dtype=np.float64)[kept]
     return Truth(
-        points=np.asarray(scan_vertices, dtype=np.float64)[kept],
-        regions=scan_regions[kept],
+        points=points,
+        vertex_ids=kept,
+        areas=areas[kept],
+        regions=scan.regions[kept],
+        registered=even_subset(areas[kept], settings.icp_points),
         landmarks_7=np.asarray(landmarks_7, dtype=np.float64),
-        dense=np.asarray(dense, dtype=np.float64),
-        dense_measured=measured(dense, dense_regions),
+        dense=np.asarray(dense.vertices, dtype=np.float64),
+        dense_areas=dense.areas_in_ball(centre, radius),
     )
 
 
 def measure(face: Face, truth: Truth, settings: EvaluationSettings) -> Measurement:
     """Register a face to the truth and measure it.
 
-    The values, all in mm:
+    The values, all in mm, over the scan's area:
         rmse, mean, median, std: of the point-to-surface distances (similarity registration);
         metric_rmse: root mean square with the predicted size kept (rigid registration);
         point_to_plane_rmse: the paper's metric (similarity registration);
-        legacy_df_mvr: what the code released with the paper computes and calls RMSE: the *mean* distance,
-            with scale, and a registration that starts with the predicted nose *tip* on the true nose bottom;
+        legacy_df_mvr: what the code released with the paper computes and calls RMSE: the plain *mean* of the
+            distances, every scan vertex counting alike. (Its registration starts with a wrong point of the
+            nose; measured on this project's faces, the registration ends at the same place, to 0.01 mm.)
         dense: root mean square between corresponding vertices (similarity registration);
         dense_rigid: the same after the best rigid alignment of the correspondences themselves.
     """
-    subset = truth.points[:: max(1, len(truth.points) // settings.icp_points)]
+    areas, evenly = truth.areas, truth.points[truth.registered]
 
-    def register(landmarks: Floats, with_scale: bool) -> tuple[Transform, bool]:
-        start = align_points(landmarks, truth.landmarks_7, with_scale)
-        fit = refine(
+    def register(start: Transform, with_scale: bool) -> Registration:
+        return refine(
             face.surface,
-            subset,
+            evenly,
             start,
             with_scale=with_scale,
             iterations=settings.icp_iterations,
             tolerance=settings.icp_tolerance,
         )
-        return fit.transform, fit.converged
 
-    similarity, converged = register(face.landmarks_7, with_scale=True)
+    fit = register(align_points(face.landmarks_7, truth.landmarks_7, with_scale=True), with_scale=True)
+    similarity = fit.transform
+    rigid_fit = register(similarity.without_scale(evenly.mean(axis=0)), with_scale=False)
+    rigid = rigid_fit.transform
+
     local = similarity.invert(truth.points)
     closest = face.surface.closest(local)
     distances = similarity.scale * closest.distances
     planes = similarity.scale * face.surface.plane_distances(local, closest)
+    metric = face.surface.closest(rigid.invert(truth.points)).distances
+    mean = float(np.average(distances, weights=areas))
 
-    rigid, rigid_converged = register(face.landmarks_7, with_scale=False)
-    wrong_landmarks = face.landmarks_7.copy()
-    wrong_landmarks[NOSE_BOTTOM] = face.nose_tip
-    legacy, _ = register(wrong_landmarks, with_scale=True)
-
-    chosen = truth.dense_measured
-    own_fit = align_points(face.dense[chosen], truth.dense[chosen], with_scale=False)
+    dense_areas = truth.dense_areas
+    own_fit = align_points(face.dense, truth.dense, with_scale=False, weights=dense_areas)
     values = {
-        "rmse": _rms(distances),
-        "mean": float(distances.mean()),
-        "median": float(np.median(distances)),
-        "std": float(distances.std()),
-        "metric_rmse": _rms(_surface_distances(face.surface, rigid, truth.points)),
-        "point_to_plane_rmse": _rms(planes),
-        "legacy_df_mvr": float(_surface_distances(face.surface, legacy, truth.points).mean()),
-        "dense": _rms(_gaps(similarity, face.dense[chosen], truth.dense[chosen])),
-        "dense_rigid": _rms(_gaps(own_fit, face.dense[chosen], truth.dense[chosen])),
+        "rmse": _rms(distances, areas),
+        "mean": mean,
+        "median": weighted_median(distances, areas),
+        "std": _rms(distances - mean, areas),
+        "metric_rmse": _rms(metric, areas),
+        "point_to_plane_rmse": _rms(planes, areas),
+        "legacy_df_mvr": float(distances.mean()),
+        "dense": _rms(_gaps(similarity, face.dense, truth.dense), dense_areas),
+        "dense_rigid": _rms(_gaps(own_fit, face.dense, truth.dense), dense_areas),
     }
-    return Measurement(values, distances, similarity, converged and rigid_converged)
+    return Measurement(values, distances, similarity, fit.converged and rigid_fit.converged)
 
 
-def count_distances(distances: Floats) -> NDArray[np.int32]:
-    """Return [N_BINS + 1] how many distances fall into each bin; the last holds all beyond."""
+def area_by_distance(distances: Floats, areas: Floats) -> NDArray[np.float32]:
+    """Return [N_BINS + 1] how much area (mm²) lies at each bin of distances; the last holds all beyond."""
     bins = np.minimum((distances / BIN_MM).astype(np.int64), N_BINS)
-    return np.bincount(bins, minlength=N_BINS + 1).astype(np.int32)
+    return np.bincount(bins, areas, minlength=N_BINS + 1).astype(np.float32)
 
 
-def rmse_by_region(distances: Floats, regions: NDArray[np.int8]) -> Floats:
-    """Return [len(REGIONS)] the root mean square in each region; NaN where the scan has no vertex of it."""
-    counts = np.bincount(regions, minlength=len(REGIONS))
-    squares = np.bincount(regions, distances**2, minlength=len(REGIONS))
-    return np.sqrt(np.divide(squares, counts, out=np.full(len(REGIONS), np.nan), where=counts > 0))
+def rmse_by_region(distances: Floats, areas: Floats, regions: NDArray[np.int8]) -> Floats:
+    """Return [len(REGIONS)] the root mean square in each region; NaN where the scan has nothing of it."""
+    totals = np.bincount(regions, areas, minlength=len(REGIONS))
+    squares = np.bincount(regions, areas * distances**2, minlength=len(REGIONS))
+    return np.sqrt(np.divide(squares, totals, out=np.full(len(REGIONS), np.nan), where=totals > 0))
 
 
-def _surface_distances(surface: Surface, transform: Transform, points: Floats) -> Floats:
-    return transform.scale * surface.closest(transform.invert(points)).distances
+def weighted_median(values: Floats, weights: Floats) -> float:
+    """Return the value that half of the weight does not exceed."""
+    order = np.argsort(values)
+    cumulative = np.cumsum(weights[order])
+    return float(values[order[np.searchsorted(cumulative, 0.5 * cumulative[-1])]])
 
 
 def _gaps(transform: Transform, source: Floats, target: Floats) -> Floats:
     return np.linalg.norm(transform.apply(source) - target, axis=1)
 
 
-def _rms(lengths: Floats) -> float:
-    return float(np.sqrt(np.mean(lengths**2)))
+def _rms(lengths: Floats, weights: Floats) -> float:
+    return float(np.sqrt(np.average(lengths**2, weights=weights)))

@@ -33,19 +33,22 @@ def face_regions(vertices: Floats, labels: Ints, landmarks_68: Ints) -> NDArray[
     """
     points, marks = vertices[:, :2], vertices[landmarks_68, :2]
     brow_line = marks[17:27, 1].mean()
-    mouth_width = np.linalg.norm(marks[54] - marks[48])
+    mouth_width = float(np.linalg.norm(marks[54] - marks[48]))
     mouth_centre = (marks[48] + marks[54]) / 2
-    lip_bottom = marks[57, 1]
-    chin_half_width = 0.8 * mouth_width
+    lip_bottom, nose_bottom = marks[57, 1], marks[33, 1]
 
     regions = np.full(len(vertices), REGIONS.index("cheeks"), dtype=np.int8)
     regions[points[:, 1] > brow_line] = REGIONS.index("forehead")
     beside_midline = np.abs(points[:, 0] - mouth_centre[0])
-    regions[(points[:, 1] < lip_bottom) & (beside_midline < chin_half_width)] = REGIONS.index("chin")
-    around_mouth = _ellipse(points, mouth_centre, 0.72 * mouth_width, mouth_centre[1] - lip_bottom + 4.0)
-    regions[around_mouth] = REGIONS.index("mouth")
+    regions[(points[:, 1] < lip_bottom) & (beside_midline < 0.8 * mouth_width)] = REGIONS.index("chin")
+    # The mouth takes the upper lip's skin up to the nose, and a rim of 4 mm around the lips elsewhere.
+    above = points[:, 1] > mouth_centre[1]
+    half_height = np.where(above, nose_bottom - mouth_centre[1] + 4.0, mouth_centre[1] - lip_bottom + 4.0)
+    regions[_ellipse(points, mouth_centre, 0.72 * mouth_width, half_height)] = REGIONS.index("mouth")
+    between_eyes = (beside_midline < 12.0) & (points[:, 1] > marks[39:43, 1].mean())
+    regions[between_eyes & (points[:, 1] < brow_line)] = REGIONS.index("eyes_brows")
     for outer, inner in ((36, 39), (45, 42)):
-        width = np.linalg.norm(marks[outer] - marks[inner])
+        width = float(np.linalg.norm(marks[outer] - marks[inner]))
         centre = (marks[outer] + marks[inner]) / 2
         half_height = brow_line - centre[1] + 4.0
         regions[_ellipse(points, centre, width, half_height)] = REGIONS.index("eyes_brows")
@@ -73,5 +76,8 @@ def nearest_regions(points: Floats, vertices: Floats, regions: NDArray[np.int8])
     return regions[cKDTree(vertices).query(points)[1]]
 
 
-def _ellipse(points: Floats, centre: Floats, half_width: float, half_height: float) -> NDArray[np.bool_]:
-    return np.sum(((points - centre) / (half_width, half_height)) ** 2, axis=1) < 1
+def _ellipse(
+    points: Floats, centre: Floats, half_width: float, half_height: float | Floats
+) -> NDArray[np.bool_]:
+    x, y = (points - centre).T
+    return (x / half_width) ** 2 + (y / half_height) ** 2 < 1

@@ -32,8 +32,8 @@ def summarise(rows: Rows, bootstrap_draws: int, seed: int = 0) -> dict[str, Any]
     """Return the metrics of an evaluation.
 
     Every `{name}_mm` maps each method to the *mean over samples* of that value, as the paper's tables do;
-    `rmse_std_mm` is its spread over samples. `pooled` holds statistics over all vertices of all samples, as
-    the NoW challenge does. `regions_mm` maps each region to its methods.
+    `rmse_std_mm` is its spread over samples. `pooled` holds statistics over the surface of all samples at
+    once, as the NoW challenge does. `regions_mm` maps each region to its methods.
 
     Args:
         rows: of `Evaluator`.
@@ -55,7 +55,7 @@ def summarise(rows: Rows, bootstrap_draws: int, seed: int = 0) -> dict[str, Any]
         region: {method: _mean_or_none(by_region[method][:, index]) for method in METHODS}
         for index, region in enumerate(REGIONS)
     }
-    metrics["pooled"] = {method: pooled_statistics(pooled_counts(rows, method)) for method in METHODS}
+    metrics["pooled"] = {method: pooled_statistics(pooled_areas(rows, method)) for method in METHODS}
     metrics["improvement_over_mean_face"] = improvement(rows, bootstrap_draws, seed)
     metrics["n_samples"] = len(rows)
     metrics["n_subjects"] = len({row["subject_id"] for row in rows})
@@ -65,32 +65,32 @@ def summarise(rows: Rows, bootstrap_draws: int, seed: int = 0) -> dict[str, Any]
     return metrics
 
 
-def pooled_counts(rows: Rows, method: str) -> Floats:
-    """Return how many distances of all samples fall into each bin (protocol.count_distances)."""
-    return _column(rows, f"{method}_counts").sum(axis=0)
+def pooled_areas(rows: Rows, method: str) -> Floats:
+    """Return how much area of all samples lies in each bin of distances (protocol.area_by_distance)."""
+    return _column(rows, f"{method}_areas").astype(np.float64).sum(axis=0)
 
 
-def pooled_statistics(counts: Floats) -> dict[str, float]:
+def pooled_statistics(areas: Floats) -> dict[str, float]:
     """Return rmse, mean, std, median and the 90th percentile (mm) of binned distances.
 
     A bin's distances are taken to lie evenly in it, which is within a hundredth of a millimetre.
     """
-    total = counts.sum()
-    centres = (np.arange(len(counts)) + 0.5) * BIN_MM
-    mean = float((counts * centres).sum() / total)
-    square = float((counts * (centres**2 + BIN_MM**2 / 12)).sum() / total)
+    total = areas.sum()
+    centres = (np.arange(len(areas)) + 0.5) * BIN_MM
+    mean = float((areas * centres).sum() / total)
+    square = float((areas * (centres**2 + BIN_MM**2 / 12)).sum() / total)
     return {
         "rmse_mm": square**0.5,
         "mean_mm": mean,
         "std_mm": (square - mean**2) ** 0.5,
-        "median_mm": percentile(counts, 0.5),
-        "p90_mm": percentile(counts, 0.9),
+        "median_mm": percentile(areas, 0.5),
+        "p90_mm": percentile(areas, 0.9),
     }
 
 
-def percentile(counts: Floats, share: float) -> float:
+def percentile(areas: Floats, share: float) -> float:
     """Return the distance (mm) that a share of the binned distances does not exceed."""
-    cumulative = np.concatenate([[0], np.cumsum(counts)])
+    cumulative = np.concatenate([[0], np.cumsum(areas)])
     edges = np.arange(len(cumulative)) * BIN_MM
     return float(np.interp(share * cumulative[-1], cumulative, edges))
 

@@ -32,7 +32,7 @@ def test_transforms_compose_and_invert() -> None:
 def test_landmarks_alone_find_an_exact_similarity(with_scale: bool) -> None:
     points = np.random.default_rng(1).normal(size=(7, 3)) * 30
     truth = turned((10, -40, 5), 1.3 if with_scale else 1.0, (5, 6, -7))
-    found = align_points(points, truth.apply(points), with_scale)
+    found = align_points(points, truth.apply(points), with_scale=with_scale)
     assert found.scale == pytest.approx(truth.scale)
     assert_same(found, truth, points, 1e-9)
 
