@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -10,9 +11,8 @@ from torch import Tensor
 from dfmvr.data.settings import DataSettings
 from dfmvr.types import ViewBatch
 
-_BLUR_SIGMAS = (0.5, 2.0)
+_BLUR_SIGMAS = (1.0, 3.0)
 """Range of the blur's standard deviation in pixels of a picture 224 px wide."""
-_BLUR_KERNEL = 9
 
 
 def augment(batch: ViewBatch, settings: DataSettings, generator: torch.Generator) -> ViewBatch:
@@ -37,9 +37,10 @@ def augment(batch: ViewBatch, settings: DataSettings, generator: torch.Generator
     blurred = torch.rand(n_samples, generator=generator) < settings.blur_probability
     low, high = (sigma * width / 224 for sigma in _BLUR_SIGMAS)
     sigmas = low + (high - low) * torch.rand(n_samples, generator=generator)
+    kernel = 2 * math.ceil(2 * high) + 1
 
     images = _jitter(batch.images.flatten(0, 1), [for_each_view(factor) for factor in factors])
-    images = _blur(images, for_each_view(sigmas), for_each_view(blurred))
+    images = _blur(images, for_each_view(sigmas), for_each_view(blurred), kernel)
     return dataclasses.replace(batch, images=images.reshape(batch.images.shape))
 
 
@@ -72,7 +73,7 @@ def _sharpen(images: Tensor, factors: Tensor) -> Tensor:
     return sharpened.clamp(0, 1)
 
 
-def _blur(images: Tensor, sigmas: Tensor, blurred: Tensor) -> Tensor:
+def _blur(images: Tensor, sigmas: Tensor, blurred: Tensor, kernel: int) -> Tensor:
     from kornia import filters
 
     if not bool(blurred.any()):
@@ -80,5 +81,5 @@ def _blur(images: Tensor, sigmas: Tensor, blurred: Tensor) -> Tensor:
     chosen = images[blurred]
     sigma = sigmas[blurred].unsqueeze(-1).expand(-1, 2)
     images = images.clone()
-    images[blurred] = filters.gaussian_blur2d(chosen, (_BLUR_KERNEL, _BLUR_KERNEL), sigma)
+    images[blurred] = filters.gaussian_blur2d(chosen, (kernel, kernel), sigma)
     return images

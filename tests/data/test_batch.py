@@ -1,0 +1,123 @@
+"""Samples to varied batches: settings, collation, augmentation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dfmvr.data.augment import augment, step_generator
+from dfmvr.data.collate import collate
+from dfmvr.data.preprocess.weight_map import weight_map
+from dfmvr.data.sample import Sample
+from dfmvr.data.settings import DataSettings
+from dfmvr.types import ViewBatch
+
+MakeSample = Callable[..., Sample]
+SETTINGS = DataSettings(image_size=32)
+
+
+@pytest.fixture
+def batch(make_sample: MakeSample) -> ViewBatch:
+    return collate([make_sample(k) for k in range(4)], SETTINGS)
+
+
+def test_a_batch_holds_its_samples(make_sample: MakeSample) -> None:
+    samples = [make_sample(0), make_sample(1, landmarks_3d=None)]
+    batch = collate(samples, SETTINGS)
+    assert batch.images.shape == (2, 3, 3, 32, 32)
+    for b, sample in enumerate(samples):
+        np.testing.assert_allclose(
+            batch.images[b].numpy(), np.moveaxis(sample.images, -1, 1) / 255, atol=1e-6
+        )
+        np.testing.assert_array_equal(batch.masks[b].numpy(), sample.masks)
+        np.testing.assert_array_equal(batch.weight_maps[b].numpy(), weight_map(sample.masks))
+        np.testing.assert_array_equal(batch.landmarks_2d[b].numpy(), sample.landmarks_2d)
+        np.testing.assert_array_equal(batch.landmarks_2d_weights[b].numpy(), sample.landmarks_2d_weights)
+        np.testing.assert_array_equal(batch.intrinsics[b].numpy(), sample.intrinsics)
+        np.testing.assert_array_equal(batch.view_yaws[b].numpy(), sample.view_yaws)
+    assert batch.landmarks_3d_valid.tolist() == [True, False]
+    assert not batch.landmarks_3d[1].any()
+    assert batch.masks.dtype == torch.int64
+    assert batch.sample_ids == ("s000-e00", "s001-e00")
+
+
+def test_samples_that_do_not_fit_together_are_refused(make_sample: MakeSample) -> None:
+    with pytest.raises(ValueError, match="expected at least one sample"):
+        collate([], SETTINGS)
+    with pytest.raises(
+        ValueError, match=r"expected views .* of shape \(3, 32, 32, 3\) as in sample 's000-e00'"
+    ):
+        collate([make_sample(0), make_sample(1, image_size=64)], SETTINGS)
+
+
+def test_only_images_are_varied_and_the_seed_decides(batch: ViewBatch) -> None:
+    varied = augment(batch, SETTINGS, step_generator(0, 1, 2))
+    again = augment(batch, SETTINGS, step_generator(0, 1, 2))
+    other = augment(batch, SETTINGS, step_generator(0, 1, 3))
+    torch.testing.assert_close(varied.images, again.images, rtol=0, atol=0)
+    assert (varied.images - other.images).abs().mean() > 0.01
+    assert (varied.images - batch.images).abs().mean() > 0.01
+    assert varied.images.min() >= 0
+    assert varied.images.max() <= 1
+    for field in dataclasses.fields(ViewBatch):
+        if field.name != "images":
+            assert getattr(varied, field.name) is getattr(batch, field.name)
+
+
+def test_views_of_a_sample_share_their_draw_and_samples_do_not(batch: ViewBatch) -> None:
+    same = batch.images[:1, :1].expand_as(batch.images)
+    settings = dataclasses.replace(SETTINGS, blur_probability=0.5)
+    varied = augment(dataclasses.replace(batch, images=same), settings, step_generator(3)).images
+    torch.testing.assert_close(varied[:, 1], varied[:, 0])
+    torch.testing.assert_close(varied[:, 2], varied[:, 0])
+    for b in range(1, 4):
+        assert (varied[b] - varied[0]).abs().mean() > 0.005
+
+
+def test_each_factor_does_what_it_says(batch: ViewBatch) -> None:
+    from kornia import enhance
+
+    settings = dataclasses.replace(SETTINGS, blur_probability=0.0)
+    varied = augment(batch, settings, step_generator(5)).images
+    factors = 0.5 + torch.rand(4, 4, generator=step_generator(5)).repeat_interleave(3, dim=1)
+    expected = batch.images.flatten(0, 1)
+    expected = enhance.adjust_brightness_accumulative(expected, factors[0])
+    expected = enhance.adjust_contrast_with_mean_subtraction(expected, factors[1])
+    expected = enhance.adjust_saturation_with_gray_subtraction(expected, factors[2])
+    expected = enhance.sharpness(expected, factors[3])
+    torch.testing.assert_close(varied.flatten(0, 1), expected)
+
+
+def test_the_share_of_blurred_samples(batch: ViewBatch) -> None:
+    noise = torch.rand(200, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    settings = dataclasses.replace(SETTINGS, colour_jitter=0.0)
+    varied = augment(dataclasses.replace(batch, images=noise), settings, step_generator(0)).images
+    changed = ((varied - noise).abs().amax((1, 2, 3, 4)) > 1e-4).float().mean()
+    assert 0.2 < changed < 0.4  # p = 0.3
+    nothing = dataclasses.replace(settings, blur_probability=0.0)
+    torch.testing.assert_close(
+        augment(dataclasses.replace(batch, images=noise), nothing, step_generator(0)).images, noise
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"uri": ""}, "data.uri: expected a path or URI, got ''"),
+        ({"views": ("left", "top")}, "data.views: expected one or more of left, front, right, each once"),
+        ({"views": ()}, "data.views"),
+        ({"views": ("left", "left")}, "data.views"),
+        ({"batch_size": 0}, "data.batch_size: expected at least 1, got 0"),
+        ({"max_bad_share": 1.5}, r"data.max_bad_share: expected a share in \[0, 1\], got 1.5"),
+        ({"colour_jitter": 1.0}, "data.colour_jitter"),
+        ({"weight_dilation": -1.0}, "data.weight_dilation"),
+    ],
+)
+def test_wrong_settings_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataSettings(**changes)
