@@ -38,10 +38,10 @@ def mask_loss(
     """
     regions = drawn.shape[-1]
     difference = (drawn - functional.one_hot(labels.long(), regions).to(drawn.dtype)) * shared.unsqueeze(-1)
-    scale = difference.flatten(0, -4).movedim(-1, 1)
+    scale = difference.reshape(-1, *difference.shape[-3:]).movedim(-1, 1)
     squares = [_mean_square(scale)]
     while min(scale.shape[-2:]) >= _COARSEST:
-        scale = functional.avg_pool2d(scale, kernel_size=4, stride=2, padding=1)
+        scale = functional.avg_pool2d(scale, kernel_size=4, stride=2, padding=1, count_include_pad=False)
         squares.append(_mean_square(scale))
     share = shared.to(drawn.dtype).mean((-2, -1))
     mean = torch.stack(squares).mean(0).reshape(share.shape)

@@ -1,0 +1,223 @@
+"""The terms together, on the real face model and renderer."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dfmvr.geometry.camera import default_intrinsics
+from dfmvr.geometry.rotation import euler_to_matrix
+from dfmvr.lighting import AMBIENT
+from dfmvr.losses.mask import mask_loss
+from dfmvr.losses.total import LossSettings, loss_terms, total_loss
+from dfmvr.morphable.model import MorphableModel
+from dfmvr.reconstructor import Prediction, Reconstructor
+from dfmvr.render.zbuffer import ZBufferRenderer
+from dfmvr.types import FaceParams, ViewBatch
+
+SIZE = 48
+YAWS = (-0.6, 0.0, 0.6)
+
+SHAPE = {"identity", "expression"}
+POSE = {"rotation", "translation"}
+REACHES = {
+    "photo": SHAPE | POSE | {"albedo", "light"},
+    "mask": SHAPE | POSE,
+    "landmarks_2d": SHAPE | POSE,
+    "landmarks_3d": SHAPE,
+    "identity_prior": {"identity"},
+    "expression_prior": {"expression"},
+    "expression_range": {"expression"},
+    "albedo_prior": {"albedo"},
+    "light_colour": {"light"},
+    "albedo_unevenness": {"albedo"},
+}
+
+
+@pytest.fixture(scope="module")
+def reconstructor() -> Reconstructor:
+    return Reconstructor(nn.Identity(), MorphableModel.load(), ZBufferRenderer())
+
+
+def draw_leaves(seed: int, batch: int = 2) -> dict[str, Tensor]:
+    """Parameters near the truth of any face, as leaves; rotation stands for its Euler angles."""
+    torch.manual_seed(seed)
+    light = 0.1 * torch.randn(batch, 3, 9, 3)
+    light[:, :, 0] += AMBIENT
+    angles = 0.05 * torch.randn(batch, 3, 3)
+    angles[..., 1] += torch.tensor(YAWS)
+    leaves = {
+        "identity": torch.randn(batch, 80),
+        "expression": 0.2 * torch.randn(batch, 64),
+        "albedo": torch.randn(batch, 80),
+        "light": light,
+        "rotation": angles,
+        "translation": 3 * torch.randn(batch, 3, 3),
+    }
+    return {name: value.requires_grad_() for name, value in leaves.items()}
+
+
+def as_params(leaves: dict[str, Tensor]) -> FaceParams:
+    return FaceParams(**{**leaves, "rotation": euler_to_matrix(leaves["rotation"])})
+
+
+def draw(reconstructor: Reconstructor, leaves: dict[str, Tensor]) -> Prediction:
+    params = as_params(leaves)
+    intrinsics = default_intrinsics(SIZE).expand(*params.translation.shape[:2], 3, 3)
+    return reconstructor.draw(params, intrinsics, SIZE)
+
+
+@pytest.fixture(scope="module")
+def batch(reconstructor: Reconstructor) -> ViewBatch:
+    with torch.no_grad():
+        truth = draw(reconstructor, draw_leaves(seed=1))
+    count = len(truth.mask)
+    return ViewBatch(
+        images=truth.image.movedim(-1, 2),
+        masks=torch.where(truth.mask, truth.regions.argmax(-1), 0),
+        weight_maps=torch.where(truth.mask, 0.5, 0.125),
+        landmarks_2d=truth.landmarks_2d,
+        landmarks_2d_weights=torch.ones(count, 3, 68),
+        landmarks_3d=truth.landmarks_3d,
+        landmarks_3d_valid=torch.ones(count, dtype=torch.bool),
+        intrinsics=default_intrinsics(SIZE).expand(count, 3, 3, 3),
+        view_yaws=torch.tensor(YAWS).expand(count, 3),
+    )
+
+
+def terms_of(reconstructor: Reconstructor, batch: ViewBatch, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    return loss_terms(draw(reconstructor, leaves), batch, reconstructor.face_model, LossSettings())
+
+
+def test_every_setting_is_a_term():
+    assert {field.name for field in dataclasses.fields(LossSettings)} == set(REACHES)
+
+
+def test_each_term_reaches_the_parameters_that_it_should_and_no_other(reconstructor, batch):
+    leaves = draw_leaves(seed=2)
+    terms = terms_of(reconstructor, batch, leaves)
+    assert set(terms) == set(REACHES)
+    reached = {}
+    for name, term in terms.items():
+        gradients = torch.autograd.grad(term, list(leaves.values()), retain_graph=True, allow_unused=True)
+        assert all(gradient is None or gradient.isfinite().all() for gradient in gradients), name
+        reached[name] = {
+            group
+            for group, gradient in zip(leaves, gradients, strict=True)
+            if gradient is not None and gradient.abs().max() > 0
+        }
+    assert reached == REACHES
+
+
+def test_every_view_and_sample_is_reached(reconstructor, batch):
+    leaves = draw_leaves(seed=2)
+    terms = terms_of(reconstructor, batch, leaves)
+    for name in ("photo", "mask", "landmarks_2d"):
+        (gradient,) = torch.autograd.grad(terms[name], leaves["translation"], retain_graph=True)
+        assert (gradient.abs().amax(-1) > 0).all(), name
+
+
+def test_the_truth_costs_nothing_but_its_priors(reconstructor, batch):
+    terms = terms_of(reconstructor, batch, draw_leaves(seed=1))
+    assert terms["photo"] < 1e-6
+    assert terms["landmarks_2d"] < 1e-6
+    assert terms["landmarks_3d"] < 1e-6
+    assert terms["mask"] < 0.03  # the drawing's borders are soft, the mask's are not
+    away = terms_of(reconstructor, batch, draw_leaves(seed=2))
+    assert all(away[name] > 3 * terms[name] for name in ("photo", "mask", "landmarks_2d", "landmarks_3d"))
+
+
+@pytest.mark.parametrize("shift_mm", [-12.0, -4.0, 4.0, 12.0])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_mask_loss_pulls_a_shifted_face_back(reconstructor, batch, shift_mm, axis):
+    """Its gradient is the slope that the loss really has, visibility included, but for coarse pixels."""
+    leaves = draw_leaves(seed=1)
+    offset = torch.zeros(3)
+    offset[axis] = shift_mm
+
+    def loss(extra: float) -> tuple[Tensor, Tensor]:
+        step = torch.tensor(extra, requires_grad=True)
+        moved = leaves["translation"].detach() + offset + step * torch.eye(3)[axis]
+        prediction = draw(reconstructor, {**leaves, "translation": moved})
+        shared = prediction.mask & (batch.masks > 0)
+        return mask_loss(prediction.regions, batch.masks, shared).mean(), step
+
+    here, step = loss(0.0)
+    (gradient,) = torch.autograd.grad(here, step)
+    slope = (loss(2.0)[0] - loss(-2.0)[0]).item() / 4.0
+    assert slope * shift_mm > 0
+    assert gradient.item() == pytest.approx(slope, rel=0.6)
+
+
+def empty(batch: ViewBatch) -> ViewBatch:
+    return dataclasses.replace(
+        batch,
+        masks=torch.zeros_like(batch.masks),
+        weight_maps=torch.zeros_like(batch.weight_maps),
+        landmarks_2d=torch.zeros_like(batch.landmarks_2d),
+        landmarks_2d_weights=torch.zeros_like(batch.landmarks_2d_weights),
+        landmarks_3d=torch.zeros_like(batch.landmarks_3d),
+        landmarks_3d_valid=torch.zeros_like(batch.landmarks_3d_valid),
+        view_yaws=torch.full_like(batch.view_yaws, float("nan")),
+    )
+
+
+def test_a_batch_without_any_target_is_finite_and_leaves_only_the_priors(reconstructor, batch):
+    leaves = draw_leaves(seed=2)
+    prediction = draw(reconstructor, leaves)
+    loss, terms = total_loss(prediction, empty(batch), reconstructor.face_model, LossSettings())
+    loss.backward()
+    assert loss.isfinite()
+    assert all(leaf.grad.isfinite().all() for leaf in leaves.values())
+    assert all(terms[name] == 0 for name in ("photo", "mask", "landmarks_2d", "landmarks_3d"))
+
+
+def test_a_face_outside_the_picture_is_finite(reconstructor, batch):
+    leaves = draw_leaves(seed=2)
+    leaves["translation"].data[..., 0] += 500.0
+    prediction = draw(reconstructor, leaves)
+    assert not prediction.mask.any()
+    loss, terms = total_loss(prediction, batch, reconstructor.face_model, LossSettings())
+    loss.backward()
+    assert all(leaf.grad.isfinite().all() for leaf in leaves.values())
+    assert terms["photo"] == terms["mask"] == 0
+    assert (leaves["translation"].grad[..., 0] > 0).all()  # the landmarks call it back
+
+
+def test_samples_without_3d_landmarks_do_not_count(reconstructor, batch):
+    prediction = draw(reconstructor, draw_leaves(seed=2))
+
+    def loss(valid: list[bool]) -> Tensor:
+        partial = dataclasses.replace(batch, landmarks_3d_valid=torch.tensor(valid))
+        return loss_terms(prediction, partial, reconstructor.face_model, LossSettings())["landmarks_3d"]
+
+    torch.testing.assert_close(loss([True, True]), (loss([True, False]) + loss([False, True])) / 2)
+
+
+def test_unknown_yaws_are_taken_from_the_prediction(reconstructor, batch):
+    leaves = draw_leaves(seed=2)
+    leaves["rotation"].data = torch.zeros(2, 3, 3)
+    leaves["rotation"].data[..., 1] = torch.tensor(YAWS)
+    unknown = dataclasses.replace(batch, view_yaws=torch.full((2, 3), float("nan")))
+    known, predicted = (terms_of(reconstructor, each, leaves)["landmarks_2d"] for each in (batch, unknown))
+    torch.testing.assert_close(known, predicted)
+    frontal = dataclasses.replace(batch, view_yaws=torch.zeros(2, 3))
+    assert terms_of(reconstructor, frontal, leaves)["landmarks_2d"] > known
+
+
+def test_total_is_the_sum_of_the_weighted_terms(reconstructor, batch):
+    prediction = draw(reconstructor, draw_leaves(seed=2))
+    settings = LossSettings(photo=2.0, mask=0.0, landmarks_3d=0.5)
+    loss, weighted = total_loss(prediction, batch, reconstructor.face_model, settings)
+    terms = loss_terms(prediction, batch, reconstructor.face_model, LossSettings())
+    assert set(weighted) == set(terms) - {"mask"}
+    torch.testing.assert_close(weighted["photo"], 2.0 * terms["photo"].detach())
+    torch.testing.assert_close(loss.detach(), torch.stack(list(weighted.values())).sum())
+    assert not any(term.requires_grad for term in weighted.values())
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_wrong_weights_are_refused(weight):
+    with pytest.raises(ValueError, match=r"losses\.mask: expected a finite weight of at least 0, got"):
+        LossSettings(mask=weight)
