@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -50,7 +51,7 @@ class Surface:
     Args:
         vertices: [N, 3] mm.
         triangles: [F, 3] vertex ids, counter-clockwise seen from outside.
-        backend: `open3d`, `kdtree`, or `auto` (open3d where it can be imported).
+        backend: `open3d` (with as many threads as torch), `kdtree`, or `auto` (open3d where it imports).
 
     Raises:
         ValueError: wrong shapes, no triangle, ids out of range, or coordinates that are not finite.
@@ -147,10 +148,12 @@ def closest_on_triangles(points: Floats, a: Floats, b: Floats, c: Floats) -> Flo
 def _open3d_search(vertices: Floats, triangles: Ints) -> _Search:
     import open3d
 
-    def tensor(array: np.ndarray, kind: Any) -> Any:
-        return open3d.core.Tensor(np.ascontiguousarray(array, dtype=kind))
+    core: Any = open3d.core  # its stubs know no arrays
 
-    scene = open3d.t.geometry.RaycastingScene()
+    def tensor(array: np.ndarray, kind: Any) -> Any:
+        return core.Tensor(np.ascontiguousarray(array, dtype=kind))
+
+    scene = open3d.t.geometry.RaycastingScene(nthreads=torch.get_num_threads())
     scene.add_triangles(tensor(vertices, np.float32), tensor(triangles, np.uint32))
 
     def search(queries: Floats) -> tuple[Floats, Ints]:

@@ -86,15 +86,16 @@ class Evaluator:
 
     def face(self, coefficients: Coefficients) -> Face:
         """Return the face of some coefficients, ready to be measured, without the inside of its mouth."""
-        identity = torch.as_tensor(coefficients.identity, dtype=torch.float32)
-        expression = torch.as_tensor(coefficients.expression, dtype=torch.float32)
-        vertices = self.model.vertices(identity, expression).numpy().astype(np.float64)
-        dense = self.dense_model.vertices(identity, expression).numpy().astype(np.float64)
+        vertices = self.vertices(coefficients)
         return Face(
             surface=Surface(vertices, self._outer_triangles, self.settings.distance_backend),
             landmarks_7=vertices[self.model.landmarks_7.numpy()],
-            dense=dense,
+            dense=_decode(self.dense_model, coefficients),
         )
+
+    def vertices(self, coefficients: Coefficients) -> Floats:
+        """Return the level-2 vertices [N, 3] mm of some coefficients, in model space."""
+        return _decode(self.model, coefficients)
 
     def truth(self, sample: Sample) -> Truth:
         """Return the measured part of a sample's scan.
@@ -164,3 +165,9 @@ class Evaluator:
             row[f"{method}_converged"] = result.converged
         row["seconds"] = time.perf_counter() - started
         return row
+
+
+def _decode(model: MorphableModel, coefficients: Coefficients) -> Floats:
+    identity = torch.as_tensor(coefficients.identity, dtype=torch.float32)
+    expression = torch.as_tensor(coefficients.expression, dtype=torch.float32)
+    return model.vertices(identity, expression).numpy().astype(np.float64)

@@ -93,7 +93,7 @@ def align_points(
 
 
 def curve_order(points: Floats) -> Ints:
-    """Return the ids of points [M, 3] in the order of a space-filling (Morton) curve: neighbours stay near."""
+    """Return the ids of points [M, 3] along a space-filling (Morton) curve: neighbours stay near."""
     cells = 2**CURVE_BITS - 1
     low, high = points.min(axis=0), points.max(axis=0)
     grid = ((points - low) / np.maximum(high - low, 1e-9) * cells).astype(np.int64)
