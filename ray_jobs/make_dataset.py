@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -107,7 +108,9 @@ def make_dataset(
 
 def _manifest(settings: SyntheticSettings, seed: int, shards: Sequence[Shard]) -> Manifest:
     recipe = {
-        "synthetic": dataclasses.asdict(settings),
+        "synthetic": json.loads(
+            json.dumps(dataclasses.asdict(settings))
+        ),  # as it will be read: lists, no tuples
         "seed": seed,
         "rendering_version": RENDERING_VERSION,
         "face_model": str(np.load(DEFAULT_MODEL)["hash"]),

@@ -23,9 +23,9 @@ def weight_map(masks: NDArray[np.uint8], dilation: float = 20.0) -> NDArray[np.f
     """
     disc = _disc(dilation * masks.shape[-1] / 224)
     levels = _LEVEL_OF_LABEL[masks].reshape(-1, *masks.shape[-2:])
-    # The levels' order is that of the regions: the highest level nearby wins, which grows all of them at once.
+    # Features outweigh the face, and the face the background: the highest level nearby grows all at once.
     grown = np.stack([cv2.dilate(level, disc) for level in levels])
-    return (grown.astype(np.float32) / 255).reshape(masks.shape)
+    return np.divide(grown, 255, dtype=np.float32).reshape(masks.shape)
 
 
 def _disc(radius: float) -> NDArray[np.uint8]:
