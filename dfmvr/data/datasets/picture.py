@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from dfmvr.data.datasets import backdrop, degrade
-from dfmvr.data.datasets import scene as scenes
+from dfmvr.data.datasets import surfaces as columns
 from dfmvr.data.datasets.glasses import Glasses, curves, draw_glasses
 from dfmvr.data.datasets.light import Light, shade_points
-from dfmvr.data.datasets.scene import Scene
+from dfmvr.data.datasets.surfaces import Surfaces
 from dfmvr.geometry.camera import to_camera
 from dfmvr.render.zbuffer import ZBufferRenderer
 
@@ -22,8 +22,8 @@ Array = NDArray[Any]
 _RENDERER = ZBufferRenderer()
 _STREAKS = 0.28
 """How uneven hair is: the deviation of the logarithm of its brightness."""
-_VISIBLE_WITHIN = 5.0
-"""mm that a landmark may lie behind the drawn surface and still count as visible."""
+_VISIBLE_WITHIN = 8.0
+"""mm that a landmark may lie behind the drawn surface (a beard, say) and still count as visible."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class Setting:
 
 def draw_view(
     rng: np.random.Generator,
-    scene: Scene,
+    scene: Surfaces,
     setting: Setting,
     camera: Camera,
     size: int,
@@ -139,7 +139,7 @@ def visible(view: View, projected: Array) -> Array:
     return result
 
 
-def _render(scene: Scene, camera: Camera, channels: Array, size: int) -> tuple[Array, Array, Array, Array]:
+def _render(scene: Surfaces, camera: Camera, channels: Array, size: int) -> tuple[Array, Array, Array, Array]:
     """Channels [S, S, C], triangle ids, barycentrics and depth [S, S]."""
     with torch.no_grad():
         output = _RENDERER(
@@ -157,7 +157,7 @@ def _render(scene: Scene, camera: Camera, channels: Array, size: int) -> tuple[A
     )
 
 
-def _draw_labels(scene: Scene, camera: Camera, size: int) -> tuple[Array, Array]:
+def _draw_labels(scene: Surfaces, camera: Camera, size: int) -> tuple[Array, Array]:
     """Labels [S, S] of the nearest vertex at each pixel's centre, and depth."""
     _, ids, weights, depth = _render(scene, camera, np.zeros((len(scene.vertices), 1), np.float32), size)
     corners = scene.triangles[np.maximum(ids, 0)]
@@ -166,22 +166,22 @@ def _draw_labels(scene: Scene, camera: Camera, size: int) -> tuple[Array, Array]
 
 
 def _draw_surface(
-    rng: np.random.Generator, scene: Scene, light: Light, camera: Camera, size: int
+    rng: np.random.Generator, scene: Surfaces, light: Light, camera: Camera, size: int
 ) -> tuple[Array, Array, Array]:
     """Linear radiance [S, S, 3], depth [S, S] and the share of bare surface [S, S]."""
     channels, _, _, depth = _render(scene, camera, scene.channels, size)
     drawn = depth > 0
     points = channels[drawn]
-    normals = points[:, scenes.NORMAL]
+    normals = points[:, columns.NORMAL]
     normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-6)
     view = camera.rotation[2]
     # The inside of an open sheet of hair is dark; elsewhere only hidden surfaces face away.
-    strands = points[:, scenes.STRANDS]
-    openness = points[:, scenes.OPENNESS] * np.where((normals @ view < -0.1) & (strands > 0.5), 0.3, 1.0)
-    albedo = points[:, scenes.ALBEDO] * _strand_texture(rng, size)[drawn][:, None] ** strands[:, None]
+    strands = points[:, columns.STRANDS]
+    openness = points[:, columns.OPENNESS] * np.where((normals @ view < -0.1) & (strands > 0.5), 0.3, 1.0)
+    albedo = points[:, columns.ALBEDO] * _strand_texture(rng, size)[drawn][:, None] ** strands[:, None]
     image = np.zeros((size, size, 3), dtype=np.float32)
     image[drawn] = shade_points(
-        light, albedo, normals, view, openness, points[:, scenes.GLOSS], points[:, scenes.SHARPNESS]
+        light, albedo, normals, view, openness, points[:, columns.GLOSS], points[:, columns.SHARPNESS]
     )
     bare = np.zeros((size, size), dtype=np.float32)
     bare[drawn] = 1 - np.clip(strands, 0, 1)

@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from dfmvr.data.datasets.curtain import hang_hair
 from dfmvr.data.datasets.people import Assets, Person
-from dfmvr.geometry.mesh import vertex_normals
+from dfmvr.data.datasets.surfaces import (
+    ALBEDO,
+    GLOSS,
+    N_CHANNELS,
+    NORMAL,
+    OPENNESS,
+    SHARPNESS,
+    STRANDS,
+    Surfaces,
+    join,
+    mesh_normals,
+)
 
 Array = NDArray[Any]
 
-ALBEDO, NORMAL, OPENNESS, GLOSS, SHARPNESS, STRANDS = slice(0, 3), slice(3, 6), 6, 7, 8, 9
-"""Columns of `Scene.channels`: linear albedo; normal in model space; share of the sky seen; strength of the
-highlight and the logarithm of its exponent; how much of the surface is hair."""
-N_CHANNELS = 10
-
-CURTAIN_COLUMNS, CURTAIN_ROWS = 56, 14
 _SHEET_ROUNDS = 60
 """Rounds of averaging that turn the relief of a face into a sheet of cloth."""
 _SOFT_EDGE = 9.0
 """mm behind the hair line over which the hair rises."""
 
 
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """Surfaces in model space, mm."""
-
-    vertices: Array
-    """[M, 3] float32; the first N are the head's, displaced where hair or cloth lies over it."""
-    triangles: Array
-    """[T, 3] int64."""
-    channels: Array
-    """[M, N_CHANNELS] float32."""
-    labels: Array
-    """[M] uint8 region labels; 0 where hair or cloth hides the face."""
-    head: Array
-    """[N, 3] float32, the true head without hair or cloth."""
-
-
 def build_scene(
     assets: Assets, person: Person, head: Array, rng: np.random.Generator, *, cloth_mask: bool
-) -> Scene:
+) -> Surfaces:
     """Dress a head.
 
     Args:
@@ -61,22 +49,10 @@ def build_scene(
     if cloth_mask:
         hidden |= surface.add_cloth_mask(rng)
     labels = np.where(hidden, 0, assets.labels).astype(np.uint8)
-    channels = surface.channels()
-    vertices, triangles = surface.vertices, assets.triangles
-    if person.hair.length != 0 and person.hair.density > 0.5:
-        extra = _curtain(assets, person, head)
-        triangles = np.concatenate([triangles, extra.triangles + len(vertices)])
-        vertices = np.concatenate([vertices, extra.vertices])
-        channels = np.concatenate([channels, extra.channels])
-        labels = np.concatenate([labels, extra.labels])
-    return Scene(vertices, triangles, channels, labels, head)
-
-
-def mesh_normals(vertices: Array, triangles: Array) -> Array:
-    """[N, 3] unit vertex normals."""
-    with torch.no_grad():
-        result: Array = vertex_normals(torch.from_numpy(vertices), torch.from_numpy(triangles)).numpy()
-    return result
+    dressed = Surfaces(surface.vertices, assets.triangles, surface.channels(), labels)
+    if person.hair.length == 0:
+        return dressed
+    return join([dressed, hang_hair(assets, person, surface.vertices)])
 
 
 class _Surface:
@@ -189,53 +165,6 @@ class _Surface:
             self.strands,
         )
         return columns
-
-
-def _curtain(assets: Assets, person: Person, head: Array) -> Scene:
-    """Long hair: a wavy sheet around the sides and the back of head and neck."""
-    hair, rng = person.hair, np.random.default_rng([person.growth_seed, 1])
-    landmarks = head[assets.landmarks_68]
-    tragus, chin = landmarks[[0, 16]].mean(0), landmarks[8]
-    ears = assets.painter["ears"] > 0.5
-    half_width = (
-        np.abs(head[ears, 0]).max() + 2 if hair.cover > 0 else np.abs(landmarks[[0, 16], 0]).max() + 2
-    )
-    half_width += 0.35 * hair.thickness
-    scalp = assets.painter["hair"] > 5
-    centre = tragus[2] - 30
-    depth = centre - head[scalp, 2].min() + 0.6 * hair.thickness
-    down = np.linspace(0, 1, CURTAIN_ROWS)[:, None]
-    around = np.linspace(-1, 1, CURTAIN_COLUMNS)[None]
-    edge = np.clip((tragus[2] + hair.cover - centre) / depth, -0.9, 0.9)
-    # A rounded box: heads are flatter at the sides than an ellipse.
-    start = np.arccos(np.sign(edge) * edge**2)
-    angle = np.pi + around * (np.pi - start)
-    swing = 1 + rng.normal(0, 0.05) * down + 0.02 * np.sin(rng.uniform(1, 4) * 6 * down + 9 * around)
-    swing = swing * np.interp(down, [0, 0.15, 1], [0.93, 1.0, rng.uniform(0.85, 1.08)])
-    strands = rng.normal(size=(1, CURTAIN_COLUMNS))
-    swing = swing + 0.012 * strands * down
-    x = half_width * swing * np.sign(np.sin(angle)) * np.sqrt(np.abs(np.sin(angle)))
-    z = centre + depth * swing * np.sign(np.cos(angle)) * np.sqrt(np.abs(np.cos(angle)))
-    top, bottom = tragus[1] + 48, chin[1] - hair.length
-    y = top + (bottom - top) * down + 4 * strands * down
-    vertices = np.stack(np.broadcast_arrays(x, y, z), axis=-1).reshape(-1, 3).astype(np.float32)
-    triangles = _grid_triangles(CURTAIN_ROWS, CURTAIN_COLUMNS)
-    count = len(vertices)
-    channels = np.zeros((count, N_CHANNELS), dtype=np.float32)
-    tone = np.clip(1 + 0.25 * np.broadcast_to(strands, x.shape).reshape(-1), 0.4, 1.8)
-    channels[:, ALBEDO] = person.paint.hair_colour * tone[:, None]
-    channels[:, NORMAL] = mesh_normals(vertices, triangles)
-    channels[:, OPENNESS], channels[:, GLOSS], channels[:, SHARPNESS] = 0.8, 0.1, np.log(9.0)
-    channels[:, STRANDS] = 1.0
-    return Scene(vertices, triangles, channels, np.zeros(count, dtype=np.uint8), head)
-
-
-def _grid_triangles(rows: int, columns: int) -> Array:
-    """Two triangles a cell; outward when the columns run clockwise seen from above."""
-    ids = np.arange(rows * columns).reshape(rows, columns)
-    a, b, c, d = ids[:-1, :-1], ids[:-1, 1:], ids[1:, :-1], ids[1:, 1:]
-    halves = (np.stack([a, b, c], axis=-1).reshape(-1, 3), np.stack([b, d, c], axis=-1).reshape(-1, 3))
-    return np.concatenate(halves).astype(np.int64)
 
 
 def _neighbour_average(triangles: Array, count: int) -> Any:

@@ -21,7 +21,8 @@ from dfmvr.data.datasets.glasses import sample_glasses
 from dfmvr.data.datasets.light import sample_light
 from dfmvr.data.datasets.people import LEVEL, SCAN_LEVEL, Assets, Person, load_assets, sample_person
 from dfmvr.data.datasets.picture import Camera, Setting, draw_view, visible
-from dfmvr.data.datasets.scene import Scene, build_scene
+from dfmvr.data.datasets.scene import build_scene
+from dfmvr.data.datasets.surfaces import Surfaces
 from dfmvr.data.sample import Sample
 from dfmvr.geometry.camera import default_intrinsics
 from dfmvr.geometry.rotation import euler_to_matrix
@@ -29,7 +30,7 @@ from dfmvr.types import VIEW_NAMES
 
 Array = NDArray[Any]
 SPLITS = ("train", "validation", "test")
-RENDERING_VERSION = 1
+RENDERING_VERSION = 2
 """Raised when the same settings give other samples than before."""
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 _PERSON, _SAMPLE, _VIEW = 0, 1, 2
@@ -188,7 +189,7 @@ class _Shot:
 
 def _stage(
     assets: Assets, settings: SyntheticSettings, person: Person, base: Array, rng: np.random.Generator
-) -> tuple[Scene, Setting]:
+) -> tuple[Surfaces, Setting]:
     """What all the views of a sample see."""
     head = assets.population.topology(LEVEL, "head").matrix @ base
     scene = build_scene(assets, person, head, rng, cloth_mask=bool(rng.random() < settings.cloth_mask_share))
@@ -200,7 +201,7 @@ def _stage(
 def _shoot(
     rng: np.random.Generator,
     settings: SyntheticSettings,
-    scene: Scene,
+    scene: Surfaces,
     setting: Setting,
     landmarks: Array,
     angles: Array,
