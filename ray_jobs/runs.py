@@ -71,8 +71,8 @@ def new_run(settings: Settings, run_id: str | None = None) -> Run:
     return run
 
 
-def resume_run(where: str, overrides: Sequence[str] = (), runs: str = "runs") -> Run:
-    """Open an existing run, with changes to its settings.
+def open_run(where: str, overrides: Sequence[str] = (), runs: str = "runs") -> Run:
+    """Open an existing run, with changes to its settings that are not kept.
 
     Args:
         where: the run's id, or the address of its folder.
@@ -92,7 +92,17 @@ def resume_run(where: str, overrides: Sequence[str] = (), runs: str = "runs") ->
         copy = Path(folder) / "config.yaml"
         copy.write_bytes(storage.read_bytes(storage.join(uri, "config.yaml")))
         settings = load_settings(copy, overrides)
-    run = Run(uri.rstrip("/").rpartition("/")[2], uri, settings)
+    return Run(uri.rstrip("/").rpartition("/")[2], uri, settings)
+
+
+def resume_run(where: str, overrides: Sequence[str] = (), runs: str = "runs") -> Run:
+    """Open an existing run to go on with it: as `open_run`, but changes to its settings are kept.
+
+    Raises:
+        RunError: there is no such run.
+        SettingsError: an override is wrong.
+    """
+    run = open_run(where, overrides, runs)
     _write_settings(run)
     return run
 

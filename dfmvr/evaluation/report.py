@@ -43,14 +43,14 @@ COLUMNS = (
     ),
 )
 PROTOCOL = (
-    "The scan is cropped to a ball around the face (centre and radius as in the NoW challenge); the inside of "
-    "the mouth is left out.",
+    "The scan is cropped to a ball around the face (centre and radius as in the NoW challenge), without the "
+    "inside of the mouth.",
     "The prediction is aligned to the scan on seven landmarks, then registered by Gauss-Newton ICP on "
     "point-to-surface distances over scale, rotation and translation.",
-    "Distances run from every vertex of the cropped scan to the closest point of the predicted surface; a "
+    "Distances run from every vertex of the cropped scan to the closest point of the predicted surface. A "
     "vertex counts with the area around it.",
-    "The mean face is the face model without looking at the pictures. The best 3DMM fit knows the truth and is "
-    "the closest that any coefficients of the model come to it: no network of this model can pass it.",
+    "The mean face is the face model without a look at the pictures. The best 3DMM fit knows the truth: it "
+    "is the closest that any coefficients of the model come to it, and no network of this model can pass it.",
 )
 
 
