@@ -9,10 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dfmvr.geometry.camera import NEAR
 from dfmvr.types import RenderOutput
 
 MIN_SHADOW = 1e-6
 """In mm^2: a triangle whose shadow along a pixel's ray has less than half this area is degenerate."""
+
+
+LIMIT = 1e9
+"""In mm: a vertex with a coordinate beyond this, infinite or NaN is not usable; their products stay finite."""
 
 
 class Renderer(Protocol):
@@ -22,8 +27,8 @@ class Renderer(Protocol):
     triangle that is, is a constant; the barycentric weights, the depth and the attributes are perspective
     correct and differentiable with respect to the vertices and the attributes.
 
-    A triangle is not drawn if one of its vertices is not finite or not beyond the near plane
-    (geometry.camera.NEAR), or if it is degenerate; its vertices then get no gradient from it.
+    A triangle is not drawn if one of its vertices is not usable (see usable_vertices) or if it is degenerate;
+    its vertices then get no gradient from it.
     """
 
     def __call__(
@@ -82,6 +87,11 @@ class FlatInputs:
             barycentrics=restore(barycentrics),
             depth=restore(depth),
         )
+
+
+def usable_vertices(vertices: Tensor) -> Tensor:
+    """Say which vertices [*L, N, 3] are finite, within LIMIT and beyond the near plane; [*L, N]."""
+    return (vertices.abs() < LIMIT).all(-1) & (vertices[..., 2] > NEAR)  # false for NaN
 
 
 def flatten_inputs(

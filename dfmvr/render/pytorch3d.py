@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dfmvr.geometry.camera import NEAR, project
-from dfmvr.render.base import flatten_inputs
+from dfmvr.geometry.camera import project
+from dfmvr.render.base import flatten_inputs, usable_vertices
 from dfmvr.types import RenderOutput
 
 
@@ -44,7 +44,7 @@ class PyTorch3DRenderer:
         from pytorch3d.structures import Meshes
 
         flat = flatten_inputs(vertices_camera, triangles, attributes, intrinsics, image_size)
-        usable = flat.vertices.isfinite().all(-1) & (flat.vertices[..., 2] > NEAR)
+        usable = usable_vertices(flat.vertices)
         vertices = torch.where(usable.unsqueeze(-1), flat.vertices, torch.ones_like(flat.vertices))
         # Normalised coordinates of the image: x to the left, y up, from -1 to 1; depth stays in mm.
         plane = 1.0 - 2.0 * project(vertices, flat.intrinsics) / image_size

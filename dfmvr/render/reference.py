@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dfmvr.geometry.camera import NEAR, project
-from dfmvr.render.base import flatten_inputs
+from dfmvr.geometry.camera import project
+from dfmvr.render.base import flatten_inputs, usable_vertices
 from dfmvr.types import RenderOutput
 
 
@@ -58,7 +58,7 @@ def _render_one(
     weights = vertices.new_zeros(size * size, 3).index_put((seen,), seen_weights)
     depth = vertices.new_zeros(size * size).index_put((seen,), seen_depth)
     return (
-        image.view(size, size, -1),
+        image.view(size, size, attributes.shape[-1]),
         ids.view(size, size),
         weights.view(size, size, 3),
         depth.view(size, size),
@@ -69,15 +69,18 @@ def _visible_ids(vertices: Tensor, triangles: Tensor, camera: Tensor, pixels: Te
     """Return the nearest triangle of each pixel, -1 where there is none; [H * W]."""
     nearest = torch.full((len(pixels),), torch.inf, dtype=vertices.dtype)
     ids = torch.full((len(pixels),), -1)
-    for triangle, corner_ids in enumerate(triangles):
-        corners = vertices[corner_ids]
-        if not corners.isfinite().all() or (corners[:, 2] <= NEAR).any():
-            continue
-        weights, depth, area = _weights(project(corners, camera), corners[:, 2], pixels)
-        nearer = (weights >= 0).all(-1) & (depth < nearest)
-        if area != 0:
-            ids[nearer] = triangle
-            nearest[nearer] = depth[nearer]
+    drawable = usable_vertices(vertices)[triangles].all(-1).nonzero().squeeze(1)
+    corners = vertices[triangles]
+    for start in range(0, len(drawable), 64):
+        some = drawable[start : start + 64]
+        projected = project(corners[some], camera).unsqueeze(1)
+        weights, depth, area = _weights(projected, corners[some, None, :, 2], pixels)
+        hit = (weights >= 0).all(-1) & (area != 0)
+        depth = torch.where(hit, depth, torch.inf)
+        closest = depth.amin(0)
+        lowest = torch.where(depth == closest, some.unsqueeze(1), len(triangles)).amin(0)
+        nearer = closest < nearest
+        ids[nearer], nearest[nearer] = lowest[nearer], closest[nearer]
     return ids
 
 
@@ -85,12 +88,12 @@ def _weights(corners: Tensor, depths: Tensor, pixels: Tensor) -> tuple[Tensor, T
     """Weigh the corners of triangles as seen through pixels.
 
     Args:
-        corners: [*L, 3, 2] projected corners.
-        depths: [*L, 3] their depths.
-        pixels: [K, 2]; K and *L broadcast.
+        corners: [*L, 1 or K, 3, 2] projected corners.
+        depths: [*L, 1 or K, 3] their depths.
+        pixels: [K, 2].
 
     Returns:
-        Perspective-correct weights [K, 3], depth [K], and twice the signed area in the image.
+        Perspective-correct weights [*L, K, 3], depth [*L, K], and twice the signed area in the image [*L, 1].
     """
     a, b, c = corners.unbind(-2)
     area = _cross(b - a, c - a)

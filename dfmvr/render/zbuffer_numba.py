@@ -9,7 +9,6 @@ that the arrays do not overlap.
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dfmvr.geometry.camera import NEAR
-from dfmvr.render.base import MIN_SHADOW
+from dfmvr.render.base import LIMIT, MIN_SHADOW
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -147,19 +146,17 @@ def _find_visible(vertices, triangles, camera, ids):
 
 @_compiled
 def _project(vertices, camera):
-    """Return pixels [N, 2]; NaN for vertices that are not finite or not beyond the near plane."""
+    """Return pixels [N, 2]; NaN for vertices that are not usable (see base.usable_vertices)."""
     real = vertices.dtype.type
-    near = real(NEAR)
+    near, limit = real(NEAR), real(LIMIT)
     fx, skew, cx, fy, cy = camera[0, 0], camera[0, 1], camera[0, 2], camera[1, 1], camera[1, 2]
     screen = np.empty((vertices.shape[0], 2), vertices.dtype)
     for n in range(vertices.shape[0]):
-        z = vertices[n, 2]
-        over_z = real(1) / z
-        y = vertices[n, 1] * over_z
-        sx = (fx * vertices[n, 0] * over_z + skew * y) + cx
-        sy = fy * y + cy
-        if z > near and math.isfinite(z) and math.isfinite(sx) and math.isfinite(sy):
-            screen[n, 0], screen[n, 1] = sx, sy
+        x, y, z = vertices[n, 0], vertices[n, 1], vertices[n, 2]
+        if z > near and z < limit and abs(x) < limit and abs(y) < limit:  # false for NaN
+            over_z = real(1) / z
+            y *= over_z
+            screen[n, 0], screen[n, 1] = (fx * x * over_z + skew * y) + cx, fy * y + cy
         else:
             screen[n, 0], screen[n, 1] = real(np.nan), real(np.nan)
     return screen

@@ -11,8 +11,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from dfmvr.geometry.camera import NEAR
-from dfmvr.render.base import MIN_SHADOW
+from dfmvr.render.base import MIN_SHADOW, usable_vertices
 
 _PAIRS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Pairs of a pixel and a triangle tested together: bounds the memory, and on a CPU fits the cache."""
@@ -57,7 +56,7 @@ def interpolate(
     count, channels = triangle_ids.numel(), attributes.shape[-1]
     image = vertices.new_zeros(count, channels)
     image[pixel] = sum(
-        weight.unsqueeze(1) * attributes.reshape(-1, channels).index_select(0, corner)
+        weight.unsqueeze(1) * attributes.flatten(0, 1).index_select(0, corner)
         for weight, corner in zip(weights, rows, strict=True)
     )
     weight_map = vertices.new_zeros(count, 3)
@@ -128,14 +127,14 @@ def _candidates(
 
 
 def _project(vertices: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
-    """Return pixels x, y [B, N]; NaN for vertices that are not finite or not beyond the near plane."""
+    """Return pixels x, y [B, N]; NaN for vertices that are not usable."""
     x, y, z = vertices.unbind(-1)
     over_z = z.reciprocal()
     k = intrinsics.unsqueeze(-1)
     y = y * over_z
     pixel_x = (k[:, 0, 0] * x * over_z + k[:, 0, 1] * y) + k[:, 0, 2]
     pixel_y = k[:, 1, 1] * y + k[:, 1, 2]
-    valid = (z > NEAR) & z.isfinite() & pixel_x.isfinite() & pixel_y.isfinite()
+    valid = usable_vertices(vertices)
     return torch.where(valid, pixel_x, torch.nan), torch.where(valid, pixel_y, torch.nan)
 
 
@@ -144,7 +143,7 @@ def _parts(pairs: Tensor, at_once: int) -> list[slice]:
     if pairs.numel() == 0:
         return []
     ends = pairs.cumsum(0)
-    steps = torch.arange(at_once, int(ends[-1]), at_once, device=ends.device)
+    steps = at_once * torch.arange(1, int(ends[-1]) // at_once + 1, device=ends.device)
     cuts = [0, *torch.searchsorted(ends, steps).tolist(), pairs.numel()]
     return [slice(start, stop) for start, stop in itertools.pairwise(cuts) if start < stop]
 
