@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.reporting import report
+from benchmarks.common import report
 from dfmvr.data.collate import collate
 from dfmvr.data.datasets.synthetic import SyntheticSettings, render_sample
 from dfmvr.data.preprocess.crop import five_points

@@ -17,7 +17,7 @@ MIN_SHADOW = 1e-6
 
 
 LIMIT = 1e9
-"""In mm: a vertex with a coordinate beyond this, infinite or NaN is not usable; their products stay finite."""
+"""In mm: a vertex with a coordinate beyond this is not usable; products of coordinates stay finite."""
 
 
 class Renderer(Protocol):
