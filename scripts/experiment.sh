@@ -26,5 +26,5 @@ else
 fi
 
 headline "3/3 evaluation"
-python -m ray_jobs.evaluate --run "$run"
+python -m ray_jobs.evaluate --run "$name"
 headline "done: $run/report.html"
