@@ -80,7 +80,10 @@ def umeyama(
 
 
 def nearest_rotation(matrix: Float[Tensor, "*L 3 3"]) -> Float[Tensor, "*L 3 3"]:
-    """Return the proper rotation [*L, 3, 3] that is nearest in the Frobenius norm, differentiable."""
+    """Return the proper rotation [*L, 3, 3] that is nearest in the Frobenius norm, differentiable.
+
+    A matrix that is not finite gives NaN, so that one bad sample does not raise for its whole batch.
+    """
     rotation: Tensor = _NearestRotation.apply(matrix)  # type: ignore[no-untyped-call]
     return rotation
 
@@ -90,10 +93,11 @@ class _NearestRotation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
-        u, singular, vh = torch.linalg.svd(matrix)
+        finite = matrix.isfinite().all(-1).all(-1)[..., None, None]
+        u, singular, vh = torch.linalg.svd(torch.where(finite, matrix, 0.0))
         sign = torch.ones_like(singular)
         sign[..., 2] = torch.linalg.det(u @ vh).sign()
-        rotation: Tensor = (u * sign.unsqueeze(-2)) @ vh
+        rotation: Tensor = torch.where(finite, (u * sign.unsqueeze(-2)) @ vh, torch.nan)
         ctx.save_for_backward(rotation, vh, singular * sign)
         return rotation
 

@@ -124,3 +124,13 @@ def test_gradients(with_scale, plane):
 def test_gradients_at_equal_singular_values_and_at_a_mirrored_matrix():
     for matrix in (torch.eye(3), torch.diag(torch.tensor([2.0, 2.0, -1.0]))):
         assert gradcheck(nearest_rotation, (matrix.double().requires_grad_(),))
+
+
+def test_a_sample_that_is_not_finite_spoils_only_itself() -> None:
+    torch.manual_seed(0)
+    source, target = torch.randn(2, 6, 3), torch.randn(2, 6, 3)
+    alone = umeyama(source[1], target[1])
+    source[0, 2] = torch.nan
+    together = umeyama(source, target)
+    assert together.rotation[0].isnan().all()
+    torch.testing.assert_close(together.rotation[1], alone.rotation)

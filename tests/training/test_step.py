@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from dfmvr.losses.total import LossSettings
+from dfmvr.reconstructor import Reconstructor
+from dfmvr.training.optim import OptimiserSettings, build_optimiser
+from dfmvr.training.step import NonFiniteLossError, SkipCounter, StepResult, TrainingSettings, train_step
+from dfmvr.types import ViewBatch
+
+
+def test_steps_lower_the_loss_of_one_batch(reconstructor: Reconstructor, batch: ViewBatch) -> None:
+    optimiser = build_optimiser(reconstructor.network, OptimiserSettings(learning_rate=1e-3))
+    losses = [train_step(reconstructor, batch, optimiser, LossSettings(), 1.0).loss for _ in range(4)]
+    assert losses[-1] < 0.99 * losses[0]
+
+
+def test_step_reports_the_terms_that_the_loss_is_the_sum_of(
+    reconstructor: Reconstructor, batch: ViewBatch
+) -> None:
+    optimiser = build_optimiser(reconstructor.network, OptimiserSettings())
+    result = train_step(reconstructor, batch, optimiser, LossSettings(), 1.0)
+    assert result.loss == pytest.approx(sum(result.terms.values()), rel=1e-5)
+    assert "photo" in result.terms
+    assert result.gradient_norm > 0
+    assert not result.skipped
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_changes_nothing(
+    reconstructor: Reconstructor, batch: ViewBatch, bad: float
+) -> None:
+    optimiser = build_optimiser(reconstructor.network, OptimiserSettings(learning_rate=1e-2))
+    train_step(reconstructor, batch, optimiser, LossSettings(), 1.0)  # moments exist from now on
+    before = {name: tensor.clone() for name, tensor in reconstructor.state_dict().items()}
+    poisoned = dataclasses.replace(batch, images=torch.full_like(batch.images, bad))
+    result = train_step(reconstructor, poisoned, optimiser, LossSettings(), 1.0)
+    assert result.skipped
+    for name, tensor in reconstructor.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, msg=name)
+
+
+def test_an_infinite_loss_with_finite_gradients_is_skipped_too(
+    reconstructor: Reconstructor, batch: ViewBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def infinite(prediction, batch, face_model, settings):  # type: ignore[no-untyped-def]
+        return prediction.vertices.mean() + math.inf, {"photo": torch.tensor(math.inf)}
+
+    monkeypatch.setattr("dfmvr.training.step.total_loss", infinite)
+    optimiser = build_optimiser(reconstructor.network, OptimiserSettings())
+    assert train_step(reconstructor, batch, optimiser, LossSettings(), 1.0).skipped
+
+
+BAD = StepResult(loss=math.nan, terms={"photo": 1.0, "mask": math.nan}, gradient_norm=math.nan)
+GOOD = StepResult(loss=1.0, terms={"photo": 1.0}, gradient_norm=1.0)
+
+
+def test_skips_in_a_row_stop_the_run_and_name_the_term() -> None:
+    skips = SkipCounter(max_in_a_row=3)
+    for result in (BAD, BAD, GOOD, BAD, BAD):
+        skips.count(result, step=1)
+    assert skips.total == 4
+    with pytest.raises(NonFiniteLossError, match=r"step 7: 3 steps in a row were not finite \(term mask\)"):
+        skips.count(BAD, step=7)
+
+
+def test_skips_without_a_bad_term_are_told_as_gradients() -> None:
+    bad_gradients = dataclasses.replace(GOOD, gradient_norm=math.inf)
+    with pytest.raises(NonFiniteLossError, match="gradients of finite terms, or another worker's loss"):
+        SkipCounter(max_in_a_row=1).count(bad_gradients, step=1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("epochs", 0, r"training\.epochs: expected >= 1, got 0"),
+        ("workers", 0, r"training\.workers: expected >= 1, got 0"),
+        ("cpus_per_worker", -1.0, r"training\.cpus_per_worker: expected >= 0, got -1.0"),
+        ("max_failures", -2, r"training\.max_failures: expected >= -1, got -2"),
+        ("runs", "", r"training\.runs: expected a folder or s3:// address"),
+    ],
+)
+def test_wrong_settings_are_named(field: str, value: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TrainingSettings(**{field: value})  # type: ignore[arg-type]
