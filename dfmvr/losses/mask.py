@@ -2,11 +2,13 @@
 
 The renderer's visibility is fixed: which triangle a pixel shows has no gradient, only where in that triangle
 the pixel lies. A region's border runs through triangles whose corners carry different labels; there the
-interpolated labels are ramps, and these ramps are the one place where a label map feels the shape move. A
-comparison pixel by pixel (cross-entropy) sees a mismatch there only while drawing and mask are about a
-triangle apart. So the differences are averaged over cells before they are squared, on a pyramid of scales:
-through a coarse cell, a ramp feels a mismatch anywhere in that cell, and the finer scales make the fit exact.
-Squares stay bounded where cross-entropy is infinite: the labels that are drawn are exact zeros and ones.
+interpolated labels are ramps, and these ramps are the one place where a label map feels the shape move.
+
+Pixel by pixel (the paper's cross-entropy), a label map no longer tells near from far once a drawn feature and
+the one in the mask do not overlap. So the differences are averaged over cells before they are squared, on a
+pyramid of scales: in a coarse cell a ramp feels a mismatch anywhere within it, and the finer scales make the
+fit exact. Squares stay bounded where cross-entropy is infinite: drawn labels are exact zeros and ones.
+Against finite differences of the loss, visibility included, the gradient's cosine is about 0.98 at 64 px.
 
 Only pixels where the face is drawn and the mask shows a face count. The outline of the face has no ramp, and
 what hides a face (hair, a hand) is background in the mask: neither must pull at the features.
