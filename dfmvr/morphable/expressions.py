@@ -9,14 +9,14 @@ import numpy as np
 
 HORIZONTAL_GAZE_DEVIATION = 0.25
 VERTICAL_GAZE_DEVIATION = 0.12
-"""Spread of the gaze in units of full activation; looking down lowers the lid, so the vertical one is small."""
+"""Spread of the gaze in full activations; looking down lowers the lid, so the vertical one is small."""
 
 BLINK_SHARE = 0.12
 """Share of pictures with closed or closing eyes."""
 
 EXTRA_BROW_SHARE = 0.25
 EXTRA_UNIT_SHARE = 0.2
-"""Shares of pictures with an added movement of the brows, or with one added unit from outside the ARKit set."""
+"""Shares of pictures with an added movement of the brows, or one added unit from outside the ARKit set."""
 
 SPEECH_UNITS = (
     "mouthStretch",

@@ -48,8 +48,8 @@ MODEL_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
 }
 """Kinds and shapes of the arrays of a face model; letters that stand twice must agree.
 
-Bases are integers times a scale per mode. Landmarks are vertices of the whole head at level 1 (and so at level
-2); labels belong to the head at level 2, whose first rows are level 1. Subdivision fixes N1 and N2.
+Bases are integers times a scale per mode. Landmarks are vertices of the whole head at level 1 (and so at
+level 2); labels belong to the head at level 2, whose first rows are level 1. Subdivision fixes N1 and N2.
 """
 
 POPULATION_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {

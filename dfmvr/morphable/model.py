@@ -38,8 +38,8 @@ class FaceModelSettings:
 class MorphableModel(nn.Module):
     """A linear model of the face: identity, expression and albedo.
 
-    All constants are non-persistent buffers. Units: mm, linear RGB; axes: x to the subject's left, y up, z out of
-    the face; the origin is the centre of the mean face's skin.
+    All constants are non-persistent buffers. Units: mm, linear RGB; axes: x to the subject's left, y up, z
+    out of the face; the origin is the centre of the mean face's skin.
     """
 
     mean_shape: Tensor
@@ -124,7 +124,7 @@ class MorphableModel(nn.Module):
         Args:
             path: a face-model .npz; None or "" means the one shipped with the package.
             level: subdivision level, 1 or 2; the same coefficients drive both.
-            part: `face` (ear to ear, hairline to chin) or `head` (also neck, ears, scalp, eyes, teeth, tongue).
+            part: `face` (ear to ear, hairline to chin) or `head` (also neck, ears, scalp, whole eyes).
 
         Raises:
             FaceFileError: the file is missing, damaged or of another kind.
@@ -170,10 +170,7 @@ def _basis(arrays: dict[str, np.ndarray], kind: str) -> np.ndarray:
 
 def _at_level(matrix: object, basis: np.ndarray) -> np.ndarray:
     """Return a basis [P, N0, 3] carried to the rows of `matrix` [N, N0] as [P, N, 3] float32."""
-    n_modes, n_base, _ = basis.shape
-    columns = np.ascontiguousarray(basis.transpose(1, 0, 2)).reshape(n_base, -1)
-    rows = matrix @ columns  # type: ignore[operator]  # scipy's sparse matrices are untyped
-    return np.ascontiguousarray(rows.reshape(-1, n_modes, 3).transpose(1, 0, 2))
+    return np.stack([matrix @ mode for mode in basis])  # type: ignore[operator]  # scipy is untyped
 
 
 def _albedo_at(base: BaseMesh, level: int, albedo: np.ndarray) -> np.ndarray:

@@ -185,7 +185,7 @@ class FacePopulation:
     def vertices(
         self, subject: Subject, activations: np.ndarray, level: int = 1, part: str = "face"
     ) -> np.ndarray:
-        """Return the subject's vertices [N, 3] float32 mm: the same mesh as `MorphableModel.load(level, part)`."""
+        """Return vertices [N, 3] float32 mm of the mesh of `MorphableModel.load(level=level, part=part)`."""
         return self.topology(level, part).matrix @ self.base_vertices(subject, activations)
 
     def topology(self, level: int, part: str) -> PartTopology:

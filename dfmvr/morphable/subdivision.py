@@ -31,8 +31,8 @@ def quad_edges(quads: np.ndarray, n_vertices: int) -> tuple[np.ndarray, np.ndarr
     """Return the unique edges of a quad mesh.
 
     Returns:
-        edges [E, 2] (lower id first, sorted), the edge of each quad side [Q, 4], and how many quads share each
-        edge [E].
+        edges [E, 2] (lower id first, sorted), the edge of each quad side [Q, 4], and how many quads share
+        each edge [E].
     """
     sides = np.sort(np.stack([quads, np.roll(quads, -1, axis=1)], axis=-1), axis=-1).reshape(-1, 2)
     keys, of_side, count = np.unique(

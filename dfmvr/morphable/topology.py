@@ -101,7 +101,9 @@ def part_topology(base: BaseMesh, level: int, part: str) -> PartTopology:
     ids = np.unique(quads)
     number = np.full(len(field), -1)
     number[ids] = np.arange(len(ids))
-    rows = _smooth_border(number[quads], len(ids)) @ _onto_crop_line(head.quads, quads, field)[ids]
+    skin = number[quads[(pieces[quads] == PART_NAMES.index("skin")).all(axis=1)]]
+    rows = _onto_crop_line(head.quads, quads, field)[ids]
+    rows = _closed_holes(skin, len(ids)) @ _smooth_border(number[quads], len(ids)) @ rows
     matrix = (rows @ head.matrix).tocsr().astype(np.float32)
     return PartTopology(matrix, triangulate(number[quads]), ids, number[head.mirror[ids]], pieces[ids])
 
@@ -119,8 +121,8 @@ def _border_edges(quads: np.ndarray, n_vertices: int) -> np.ndarray:
 def _onto_crop_line(all_quads: np.ndarray, kept: np.ndarray, field: np.ndarray) -> csr_matrix:
     """Return [N, N] weights that move the border of the kept quads to where the field is zero.
 
-    A border vertex goes towards its neighbours outside, as far as the field falls to zero. The weights depend on
-    the field alone, so that the face stays linear in the coefficients.
+    A border vertex goes towards its neighbours outside, as far as the field falls to zero. The weights depend
+    on the field alone, so that the face stays linear in the coefficients.
     """
     from scipy.sparse import csr_matrix, diags
 
@@ -129,10 +131,12 @@ def _onto_crop_line(all_quads: np.ndarray, kept: np.ndarray, field: np.ndarray) 
     border[_border_edges(kept, n).ravel()] = True
     sides = np.stack([all_quads, np.roll(all_quads, -1, axis=1)], axis=-1).reshape(-1, 2)
     diagonals = np.concatenate([all_quads[:, [0, 2]], all_quads[:, [1, 3]]])
+    outside = field <= 0
     moves = []
-    for pairs in (sides, diagonals):
-        both = np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0)
-        outwards = both[border[both[:, 0]] & (field[both[:, 1]] <= 0)]
+    for ways in (sides, diagonals):
+        both = np.concatenate([ways, ways[:, ::-1]])
+        both = both[border[both[:, 0]] & outside[both[:, 1]]]
+        outwards = np.unique(both, axis=0)
         moves.append(outwards)
         border[outwards[:, 0]] = False  # a diagonal is taken only where no side leads outside
     pairs = np.concatenate(moves)
@@ -156,3 +160,22 @@ def _smooth_border(quads: np.ndarray, n_vertices: int) -> csr_matrix:
     for _ in range(BORDER_SMOOTHING):
         rows = once @ rows
     return rows.tocsr()
+
+
+def _closed_holes(quads: np.ndarray, n_vertices: int) -> csr_matrix:
+    """Return [N, N] weights that draw every border but the longest one shut to its middle.
+
+    The crop cuts the throat and the eye sockets open; through an open mouth one would look out at the back.
+    """
+    from scipy.sparse import csr_matrix, diags
+    from scipy.sparse.csgraph import connected_components
+
+    edges = _border_edges(quads, n_vertices)
+    graph = csr_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), (n_vertices, n_vertices))
+    _, loop = connected_components(graph, directed=False)
+    size = np.bincount(loop)
+    in_hole = (size[loop] > 1) & (size[loop] < size.max())
+    members = np.flatnonzero(in_hole)
+    average = csr_matrix((1 / size[loop[members]], (loop[members], members)), (len(size), n_vertices))
+    spread = csr_matrix((np.ones(len(members)), (members, loop[members])), (n_vertices, len(size)))
+    return (diags((~in_hole).astype(float)) + spread @ average).tocsr()

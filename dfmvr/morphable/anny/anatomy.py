@@ -20,7 +20,7 @@ LANDMARKS_68_MIDDLE = {
 """iBUG number -> vertex, on the mirror plane."""
 
 LANDMARKS_68_LEFT = {
-    **dict(zip(range(9, 17), (7616, 10362, 7461, 7597, 11851, 11712, 12332, 12335), strict=True)),
+    **dict(zip(range(9, 17), (7616, 10362, 7461, 7597, 11851, 11712, 12360, 12335), strict=True)),
     **dict(zip(range(22, 27), (7006, 6997, 6996, 6998, 7024), strict=True)),
     34: 7077,
     35: 7119,
@@ -89,5 +89,5 @@ NOSE_BRIDGE_HALF_WIDTH = ((27, 7.5), (28, 9.0), (29, 11.5))
 """Half width (mm) of the bridge at the height of iBUG points."""
 
 UPPER_LIP_CONTACT = (7191, 7193, 7178, 7179, 7225, 11964, 7226, 7227, 7228, 7229, 474)
-LOWER_LIP_CONTACT = (7191, 7192, 10375, 7204, 7197, 7230, 7236, 7242, 493)
+LOWER_LIP_CONTACT = (7191, 7204, 7197, 7230, 7236, 7242, 493)
 """Line along which the lips meet, from the left corner of the mouth to the middle."""

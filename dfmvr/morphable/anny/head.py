@@ -58,6 +58,15 @@ class Head:
         """Return the vertex ids of a part."""
         return np.unique(self.quads[self.quad_parts == part])
 
+    def contact_line(self, left: tuple[int, ...]) -> np.ndarray:
+        """Return a line of contact of the lips from the right corner of the mouth to the left.
+
+        Args:
+            left: its left half, from the corner to the middle, as vertices of the source mesh.
+        """
+        ids = self.ids(list(left))
+        return np.concatenate([self.mirror[ids], ids[-2::-1]])
+
     def carry(self, obj_ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Return a target of the source mesh as dense offsets [N0, 3] of the head."""
         dense = np.zeros((source.N_OBJ_VERTICES, 3))
@@ -78,8 +87,8 @@ def cut_head() -> Head:
     number = np.full(len(vertices), -1)
     number[obj_ids] = np.arange(len(obj_ids))
     uvs = np.zeros((len(vertices), 2))
-    # Where the texture is cut, the last quad's coordinates win: the cuts lie at the back of the head, in the mouth
-    # and on the eyeballs.
+    # Where the texture is cut, the last quad's coordinates win: the cuts lie at the back of the head, in the
+    # mouth and on the eyeballs.
     uvs[quads[..., 0].ravel()] = coordinates[quads[..., 1].ravel()]
     uvs = uvs[obj_ids]
     mirror = number[source.obj_mirror()[obj_ids]]

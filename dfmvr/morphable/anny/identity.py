@@ -63,7 +63,8 @@ SLIDER_DEVIATION = {
 
 SLIDER_MEAN = {
     "chin-height-decr-incr": 0.05,
-    "eye-height2-decr-incr": 0.15,
+    "eye-height2-decr-incr": 0.30,
+    "eye-height3-decr-incr": 0.15,
     "mouth-scale-horiz-decr-incr": 0.08,
     "nose-scale-horiz-decr-incr": -0.15,
 }
@@ -127,7 +128,7 @@ def read_macros(head: Head) -> Macros:
 def read_sliders(head: Head) -> Sliders:
     """Read every slider of the face and neck, and the asymmetries."""
     stems: list[str] = []
-    rows: list[tuple[str, str, str, int, float, float, tuple[int, int]]] = []
+    rows: list[tuple[str, str, int, float, float, tuple[int, int]]] = []
     for category, name, side, positive, negative in _slider_files():
         if name in EXCLUDED:
             continue
@@ -139,16 +140,17 @@ def read_sliders(head: Head) -> Sliders:
         kind = BIPOLAR if negative else ONE_SIDED
         deviation = SLIDER_DEVIATION.get(name, CATEGORY_DEVIATION[category])
         group = re.sub(r"^[lr]-", "", name)
-        rows.append((f"{name}{side}", group, side, kind, SLIDER_MEAN.get(name, 0.0), deviation, (pair[0], pair[1])))  # fmt: skip
+        mean = SLIDER_MEAN.get(name, 0.0)
+        rows.append((f"{name}{side}", group, kind, mean, deviation, (pair[0], pair[1])))
     group_names = list(dict.fromkeys(row[1] for row in rows))
     folder = source.targets_folder()
     return Sliders(
         names=[row[0] for row in rows],
         groups=np.array([group_names.index(row[1]) for row in rows]),
-        kinds=np.array([row[3] for row in rows]),
-        means=np.array([row[4] for row in rows]),
-        deviations=np.array([row[5] for row in rows]),
-        targets=np.array([row[6] for row in rows]),
+        kinds=np.array([row[2] for row in rows]),
+        means=np.array([row[3] for row in rows]),
+        deviations=np.array([row[4] for row in rows]),
+        targets=np.array([row[5] for row in rows]),
         offsets=np.stack([head.carry(*source.read_target(folder / f"{s}.target.gz")) for s in stems]),
     )
 

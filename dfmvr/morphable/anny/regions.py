@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from dfmvr.morphable.anny import anatomy
@@ -12,6 +14,20 @@ from dfmvr.types import REGION_NAMES
 
 LABEL = {name: i for i, name in enumerate(REGION_NAMES)}
 PIECE = {name: i for i, name in enumerate(PART_NAMES)}
+
+PIECE_DEPTHS = {"left_eye": 14.0, "right_eye": 14.0, "upper_teeth": 20.0, "lower_teeth": 20.0, "tongue": 20.0}
+"""mm behind its foremost point up to which a piece belongs to the face."""
+
+CAVITY_DEPTH, SOCKET_DEPTH = 55.0, 6.0
+"""mm behind the corner of the mouth, and behind the lid, up to which inner skin belongs to the face.
+
+Deeper, the throat would show behind the face's border in a side view."""
+
+LANDMARK_MARGIN = 4.0
+"""Least value of the crop field at a landmark that is looked for: the border itself is moved."""
+
+EAR_SLOPE = 20.0
+"""mm of the crop field for one step of the painted ears."""
 
 
 def crop_field(head: Head, mean: np.ndarray) -> np.ndarray:
@@ -27,23 +43,25 @@ def crop_field(head: Head, mean: np.ndarray) -> np.ndarray:
     ]
     ear, chin = jaw[-1], jaw[0]
     brow = mean[head.ids(anatomy.LANDMARKS_68_LEFT[24])[0]]
+    under = jaw[2]
     behind = np.interp(
         y,
-        [chin[1], chin[1] + 30, ear[1] - 30, ear[1], brow[1], brow[1] + 50],
-        [chin[2] - 70, ear[2] - 4, ear[2] - 8, ear[2] - 5, ear[2] + 8, ear[2] + 38],
+        [under[1], jaw[4][1], ear[1] - 20, ear[1], brow[1], brow[1] + 50],
+        [under[2] - 14, jaw[4][2] - 12, ear[2] - 9, ear[2] - 8, ear[2] + 9, ear[2] + 40],
     )
     hairline = np.interp(
-        x, [0, 25, 45, 60, 75], [brow[1] + 50, brow[1] + 50, brow[1] + 44, brow[1] + 30, brow[1]]
+        x, [0, 25, 45, 60, 75], [brow[1] + 45, brow[1] + 45, brow[1] + 40, brow[1] + 26, brow[1] - 4]
     )
-    below = chin[1] - 12
+    slope = (under[1] - chin[1]) / (under[2] - chin[2])
+    below = chin[1] + slope * (z - chin[2]) - 7
     skin = _soft_minimum([z - behind, hairline - y, y - below], width=4.0)
     lip_z = mean[head.ids(anatomy.UPPER_LIP_CONTACT[0])[0], 2]
     lid_z = mean[head.ids(anatomy.UPPER_LID_MIDDLE)[0], 2]
-    skin = np.where(head.mouth_cavity, np.minimum(skin, z - (lip_z - 30)), skin)
-    skin = np.where(head.eye_sockets, np.minimum(skin, z - (lid_z - 9)), skin)
-    skin = np.minimum(skin, (0.5 - head.ears) * 20)
+    skin = np.where(head.mouth_cavity, np.minimum(skin, z - (lip_z - CAVITY_DEPTH)), skin)
+    skin = np.where(head.eye_sockets, np.minimum(skin, z - (lid_z - SOCKET_DEPTH)), skin)
+    skin = np.minimum(skin, (0.5 - head.ears) * EAR_SLOPE)
     field = skin
-    for part, depth in (("left_eye", 14.0), ("right_eye", 14.0), ("upper_teeth", 20.0), ("lower_teeth", 20.0), ("tongue", 26.0)):  # fmt: skip
+    for part, depth in PIECE_DEPTHS.items():
         ids = head.vertices_of(PIECE[part])
         field[ids] = z[ids] - (z[ids].max() - depth)
     return (field + field[head.mirror]) / 2
@@ -56,25 +74,34 @@ def _soft_minimum(fields: list[np.ndarray], width: float) -> np.ndarray:
     return lowest - width * np.log(np.exp(-(stack - lowest) / width).sum(axis=0))
 
 
-def region_labels(head: Head, base: BaseMesh, mean: np.ndarray) -> np.ndarray:
-    """Return the region label of every vertex of the head at level 2: [N2] uint8."""
+def region_labels(head: Head, base: BaseMesh, mean: np.ndarray, lower_mouth: np.ndarray) -> np.ndarray:
+    """Return the region label of every vertex of the head at level 2: [N2] uint8.
+
+    Args:
+        head: the base-level head.
+        base: its mesh, with the crop of the face.
+        mean: [N0, 3] mm, model space.
+        lower_mouth: [N0] bool, tells the lower lip from the upper one.
+    """
     fine = subdivide(base, 2)
     vertices = fine.matrix @ mean
     pieces = np.zeros(len(vertices), np.int64)
     pieces[fine.quads.ravel()] = np.repeat(np.tile(head.quad_parts, 16), 4)
-    field = fine.matrix @ base.face_field
+    in_face = fine.matrix @ base.face_field > 0
+    coarse_field = subdivide(base, 1).matrix @ base.face_field
+    in_face[: len(coarse_field)] |= coarse_field > 0
     cavity = (fine.matrix @ head.mouth_cavity.astype(float)) > 0.5
     outer = (pieces == PIECE["skin"]) & ~cavity & ((fine.matrix @ head.eye_sockets.astype(float)) < 0.3)
     left = vertices[:, 0] > 0
     folded = vertices * (-1, 1, 1)
     folded[left] = vertices[left]
 
-    labels = np.where(field > 0, LABEL["skin"], LABEL["background"])
+    labels = np.where(in_face, LABEL["skin"], LABEL["background"])
     labels[outer & _inside_nose(head, mean, folded)] = LABEL["nose"]
     brow = outer & _inside_brow(head, mean, folded)
     labels[brow] = np.where(left[brow], LABEL["left_brow"], LABEL["right_brow"])
     lips = outer & ((fine.matrix @ head.lips) > 0.5)
-    upper = vertices[:, 1] >= _lip_line(head, mean, folded[:, 0])
+    upper = (fine.matrix @ lower_mouth.astype(float)) < 0.5
     labels[lips] = np.where(upper[lips], LABEL["upper_lip"], LABEL["lower_lip"])
     labels[cavity] = LABEL["mouth"]
     for piece in ("upper_teeth", "lower_teeth", "tongue"):
@@ -132,22 +159,13 @@ def _inside_brow(head: Head, mean: np.ndarray, folded: np.ndarray) -> np.ndarray
     share = np.zeros(len(folded))
     lengths = np.linalg.norm(np.diff(line, axis=0), axis=1)
     before = np.concatenate([[0], np.cumsum(lengths)]) / lengths.sum()
-    for i, (start, end) in enumerate(zip(line[:-1], line[1:], strict=True)):
+    for i, (start, end) in enumerate(itertools.pairwise(line)):
         along = np.clip((folded - start) @ (end - start) / lengths[i] ** 2, 0, 1)
         here = np.linalg.norm(folded - start - along[:, None] * (end - start), axis=1)
         nearer = here < distance
         distance[nearer] = here[nearer]
         share[nearer] = before[i] + along[nearer] * (before[i + 1] - before[i])
     return distance < np.interp(share, *anatomy.BROW_HALF_WIDTH)
-
-
-def _lip_line(head: Head, mean: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return the height at which the lips meet, at distances x from the middle."""
-    heights = []
-    for line in (anatomy.UPPER_LIP_CONTACT, anatomy.LOWER_LIP_CONTACT):
-        points = mean[head.ids(list(line))][::-1]
-        heights.append(np.interp(x, points[:, 0], points[:, 1]))
-    return (heights[0] + heights[1]) / 2
 
 
 def landmark_sets(head: Head, base: BaseMesh, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -169,10 +187,11 @@ def _dense_set(head: Head, base: BaseMesh, mean: np.ndarray, set_68: np.ndarray)
     pieces = np.zeros(len(vertices), np.int64)
     pieces[level_1.quads.ravel()] = np.repeat(np.tile(head.quad_parts, 4), 4)
     hidden = level_1.matrix @ (head.mouth_cavity | head.eye_sockets).astype(float)
-    outer = np.flatnonzero((pieces == PIECE["skin"]) & (hidden < 0.3) & (vertices[:, 0] > -0.1))
+    in_face = level_1.matrix @ base.face_field > LANDMARK_MARGIN
+    outer = np.flatnonzero((pieces == PIECE["skin"]) & (hidden < 0.3) & in_face & (vertices[:, 0] > -0.1))
 
     def along(line: np.ndarray, n: int) -> list[int]:
-        """Return the vertices nearest to n points at equal steps between the ends of a line, ends left out."""
+        """Return the vertices nearest to n points at equal steps along a line, its ends left out."""
         length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
         steps = np.linspace(0, length[-1], n + 2)[1:-1]
         points = np.stack([np.interp(steps, length, line[:, i]) for i in range(3)], axis=1)

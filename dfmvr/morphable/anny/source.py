@@ -47,8 +47,8 @@ def base_obj() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Read the base mesh.
 
     Returns:
-        vertices [19158, 3] mm, texture coordinates [T, 2], and per group the quads [Q, 4, 2] as pairs of vertex
-        and texture-coordinate ids.
+        vertices [19158, 3] mm, texture coordinates [T, 2], and per group the quads [Q, 4, 2] as pairs of
+        vertex and texture-coordinate ids.
     """
     vertices, coordinates, group = [], [], ""
     quads: dict[str, list[list[list[int]]]] = {}

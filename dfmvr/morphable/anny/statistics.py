@@ -1,4 +1,4 @@
-"""Rigid alignment of a sample of heads, and the principal components of its symmetric and antisymmetric parts."""
+"""Rigid alignment of a sample of heads, and the principal components of its even and odd parts."""
 
 from __future__ import annotations
 

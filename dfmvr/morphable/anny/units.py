@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dfmvr.morphable.anny import source
+from dfmvr.morphable.anny import anatomy, source
 from dfmvr.morphable.anny.head import Head
 
 MODEL_UNITS_BEYOND_ARKIT = (
@@ -27,7 +27,7 @@ MODEL_UNITS_BEYOND_ARKIT = (
 """Units that the first 51 do not span; the names are those of the files."""
 
 LEFT_OUT = ("tongueOut",)
-"""The one ARKit unit that the model leaves out: the tongue is hidden otherwise, and 64 is the paper's number."""
+"""The one ARKit unit left out: the tongue is hidden otherwise, and 64 is the paper's number."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Units:
     names: list[str]
     offsets: np.ndarray
     """[U, N0, 3] mm at full activation."""
+
+    def offset(self, name: str) -> np.ndarray:
+        """Return the offsets [N0, 3] mm of a unit."""
+        return self.offsets[self.names.index(name)]
 
     def model_rows(self) -> list[int]:
         """Return the rows of the 64 units of the model: 51 of ARKit's names, then 13 more."""
@@ -68,3 +72,15 @@ def to_model_units(units: Units, weights: np.ndarray, activations: np.ndarray) -
     mix = np.linalg.solve(gram + 1e-4 * np.trace(gram) / len(rows) * np.eye(len(rows)), basis @ scaled.T).T
     mix[rows] = np.eye(len(rows))
     return np.clip(activations @ mix, 0, 1)
+
+
+def lower_mouth(head: Head, units: Units) -> np.ndarray:
+    """Return which vertices go with the lower jaw, as far as the mouth is concerned: [N0] bool.
+
+    Height does not tell the lips apart where they curl inwards; the opening jaw does.
+    """
+    drop = -units.offset("jawOpen")[:, 1]
+    lines = [head.contact_line(line) for line in (anatomy.UPPER_LIP_CONTACT, anatomy.LOWER_LIP_CONTACT)]
+    x = head.neutral[:, 0]
+    upper, lower = (np.interp(x, head.neutral[line, 0], drop[line]) for line in lines)
+    return drop > (upper + lower) / 2
