@@ -206,7 +206,7 @@ def report_content(task: Task, metrics: dict[str, Any], results: Sequence[RowRes
     """Gather what the report shows; only its few samples are read again."""
     rows = [result.row for result in results]
     areas = {method: pooled_areas(rows, method) for method in METHODS}
-    top_mm = nice_top(percentile(areas["network"], 0.97))
+    top_mm = nice_top(percentile(areas["mean_face"], 0.9))
     return ReportContent(
         title=task.name,
         metrics=metrics,
@@ -239,7 +239,7 @@ def draw_gallery(settings: Settings, results: Sequence[RowResult], top_mm: float
     places = {result.row["sample_id"]: (result.file, result.index) for result in results}
     return [
         picture_sample(evaluator, read_stored_row(settings.data, *places[row["sample_id"]]), row, top_mm)
-        for row in chosen
+        for row in tqdm(chosen, unit="picture", desc="draw", dynamic_ncols=True)
     ]
 
 

@@ -17,7 +17,7 @@ from dfmvr.evaluation.protocol import BIN_MM
 METHOD_TITLES = {"mean_face": "mean face", "network": "network", "floor": "best 3DMM fit"}
 
 _WIDTH, _HEIGHT = 560, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 14, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 18, 38
 
 
 def region_bars(regions_mm: Mapping[str, Mapping[str, float | None]]) -> str:
@@ -109,8 +109,9 @@ def position_scale(rmse_mm: Mapping[str, float]) -> str:
     parts = [_line(x(0), middle, x(top), middle, "axis")]
     for tick in ticks(top):
         parts += [_line(x(tick), middle - 4, x(tick), middle + 4, "axis")]
-        parts.append(f'<text x="{x(tick):.1f}" y="{middle + 22}" text-anchor="middle">{tick:g} mm</text>')
-    parts.append(_line(x(rmse_mm["network"]), middle, x(rmse_mm["mean_face"]), middle, "gain"))
+        place, anchor = (x(tick), "middle") if tick > 0 else (2.0, "start")
+        parts.append(f'<text x="{place:.1f}" y="{middle + 22}" text-anchor="{anchor}">{tick:g} mm</text>')
+    parts.append(_line(x(rmse_mm["network"]), middle, x(rmse_mm["mean_face"]), middle, "reach"))
     for method in METHODS:
         place = x(rmse_mm[method])
         parts.append(f'<circle class="fill {method}" cx="{place:.1f}" cy="{middle}" r="8"/>')
@@ -145,7 +146,7 @@ def _horizontal_grid(top: float, y: Callable[[float], float], unit: str) -> list
     for tick in ticks(top):
         parts.append(_line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), "grid"))
         parts.append(f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    parts.append(f'<text x="4" y="{_TOP - 2}">{escape(unit)}</text>')
+    parts.append(f'<text x="{_LEFT + 4}" y="{_TOP - 3}">{escape(unit)}</text>')
     return parts
 
 

@@ -11,25 +11,23 @@ import torch
 from torch import nn
 
 from dfmvr.data.sample import Sample
-from dfmvr.evaluation.distance import Floats, Ints
+from dfmvr.evaluation.distance import Floats
 from dfmvr.evaluation.evaluator import METHODS, Coefficients, Evaluator
 from dfmvr.evaluation.pictures import (
-    Picture,
     data_uri,
-    draw_surface,
+    draw_turntable,
     enlarge,
     error_colours,
     mark_landmarks,
     overlay,
-    turntable,
 )
-from dfmvr.evaluation.protocol import crop_ball
+from dfmvr.evaluation.protocol import Measurement
 from dfmvr.lighting import linear_to_srgb
 from dfmvr.reconstructor import Reconstructor
 from dfmvr.render.zbuffer import ZBufferRenderer
 from dfmvr.types import FaceParams
 
-TURNS = tuple(range(-60, 61, 15))
+TURNS = tuple(range(-60, 61, 20))
 """Yaws (degrees) of a turntable's pictures; the middle one is frontal."""
 VIEW_PIXELS = 256
 """Side of the views' pictures in the report."""
@@ -53,8 +51,6 @@ class GalleryItem:
     """One sample of the report; pictures are `data:` addresses."""
 
     sample_id: str
-    subject_id: str
-    expression_id: str
     rmse_mm: dict[str, float]
     views: tuple[ViewPicture, ...]
     turntables: dict[str, str]
@@ -80,8 +76,6 @@ def picture_sample(
     network = Coefficients(np.asarray(row["identity"]), np.asarray(row["expression"]))
     return GalleryItem(
         sample_id=sample.sample_id,
-        subject_id=sample.subject_id,
-        expression_id=sample.expression_id,
         rmse_mm={method: float(row[f"{method}_rmse_mm"]) for method in METHODS},
         views=_views(evaluator, sample, params),
         turntables=_turntables(evaluator, sample, network, top_mm),
@@ -116,41 +110,34 @@ def _turntables(evaluator: Evaluator, sample: Sample, network: Coefficients, top
     """Draw truth, prediction and error maps in the scan's frame, all about the same point."""
     truth = evaluator.truth(sample)
     vertices, triangles = np.asarray(sample.scan_vertices), np.asarray(sample.scan_triangles)
-    centre = crop_ball(truth.landmarks_7, 1.0)[0] + np.array([0.0, 0.0, -25.0])
+    centre = _middle(vertices)
 
-    def turn(shape: Floats, faces: Ints, colours: Floats | None = None, relief: float = 1.0) -> str:
+    def error_map(measured: Measurement) -> str:
+        colours = error_colours(measured.distances, truth.vertex_ids, len(vertices), top_mm)
         return data_uri(
-            turntable(
-                [
-                    draw_surface(shape, faces, centre=centre, colours=colours, yaw_degrees=yaw, relief=relief)
-                    for yaw in TURNS
-                ]
-            )
+            draw_turntable(vertices, triangles, TURNS, centre=centre, colours=colours, relief=0.45)
         )
 
-    def error_map(coefficients: Coefficients) -> str:
-        measured = evaluator.measure(truth, coefficients)
-        colours = error_colours(measured.distances, truth.vertex_ids, len(vertices), top_mm)
-        return turn(vertices, triangles, colours, relief=0.45)
-
     measured = evaluator.measure(truth, network)
-    shape = evaluator.vertices(network)
+    predicted = measured.transform.apply(evaluator.vertices(network))
+    faces = evaluator.model.triangles.numpy()
     return {
-        "prediction": turn(measured.transform.apply(shape), evaluator.model.triangles.numpy()),
-        "truth": turn(vertices, triangles),
-        "error of the network": error_map(network),
-        "error of the mean face": error_map(evaluator.mean_coefficients),
+        "prediction": data_uri(draw_turntable(predicted, faces, TURNS, centre=centre)),
+        "truth": data_uri(draw_turntable(vertices, triangles, TURNS, centre=centre)),
+        "error of the network": error_map(measured),
+        "error of the mean face": error_map(evaluator.measure(truth, evaluator.mean_coefficients)),
     }
 
 
 def _textured(evaluator: Evaluator, params: FaceParams) -> str:
     vertices = evaluator.vertices(Coefficients(params.identity.numpy(), params.expression.numpy()))
     colours = linear_to_srgb(evaluator.model.albedo(params.albedo)).numpy()
-    landmarks = vertices[evaluator.model.landmarks_7.numpy()]
-    centre = crop_ball(landmarks, 1.0)[0] + np.array([0.0, 0.0, -25.0])
     triangles = evaluator.model.triangles.numpy()
+    centre = _middle(vertices)
 
-    def draw(yaw: float) -> Picture:
-        return draw_surface(vertices, triangles, centre=centre, colours=colours, yaw_degrees=yaw, relief=0.7)
+    return data_uri(draw_turntable(vertices, triangles, TURNS, centre=centre, colours=colours, relief=0.7))
 
-    return data_uri(turntable([draw(yaw) for yaw in TURNS]))
+
+def _middle(vertices: Floats) -> Floats:
+    """Return the middle [3] of the box around vertices [N, 3]."""
+    return (vertices.min(axis=0) + vertices.max(axis=0)) / 2

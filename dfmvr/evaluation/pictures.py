@@ -40,55 +40,52 @@ _SUPERSAMPLING = 2
 _KEY_LIGHT, _FILL_LIGHT = (-0.42, 0.50, 0.76), (0.75, 0.05, 0.66)
 
 
-def draw_surface(
+def draw_turntable(
     vertices: Floats,
     triangles: Ints,
+    yaws_degrees: Sequence[float],
     *,
     centre: Floats,
     colours: Floats | None = None,
-    yaw_degrees: float = 0.0,
-    size: int = 220,
-    span_mm: float = 215.0,
+    size: int = 210,
+    span_mm: float = 235.0,
     relief: float = 1.0,
 ) -> Picture:
-    """Draw a mesh under studio light, on a transparent ground.
+    """Draw a mesh under studio light from several sides, on a transparent ground.
 
     Args:
         vertices: [N, 3] mm, model axes.
         triangles: [F, 3].
+        yaws_degrees: turns of the mesh, as in geometry.rotation; one picture each, side by side.
         centre: [3] mm: what the camera looks at and the mesh turns about.
         colours: [N, 3] sRGB in [0, 1]; None is clay.
-        yaw_degrees: turn of the mesh, as in geometry.rotation.
-        size: side of the picture in pixels.
-        span_mm: what the picture shows at the centre's distance.
+        size: side of a picture in pixels.
+        span_mm: what a picture shows at the centre's distance.
         relief: 1 shades fully, 0 shows flat colours.
 
     Returns:
-        [size, size, 4].
+        [size, len(yaws_degrees) * size, 4].
     """
     pixels = size * _SUPERSAMPLING
     shape = torch.as_tensor(vertices - centre, dtype=torch.float32)
     faces = torch.as_tensor(triangles)
-    rotation = euler_to_matrix(torch.tensor([0.0, np.deg2rad(yaw_degrees), 0.0], dtype=torch.float32))
-    normals = vertex_normals(shape, faces) @ rotation.T
-    paint = torch.tensor(CLAY).expand_as(shape) if colours is None else torch.as_tensor(colours)
+    angles = torch.zeros(len(yaws_degrees), 3)
+    angles[:, 1] = torch.deg2rad(torch.as_tensor(yaws_degrees, dtype=torch.float32))
+    rotations = euler_to_matrix(angles)
+    normals = vertex_normals(shape, faces) @ rotations.mT
+    paint = torch.tensor(CLAY).expand_as(shape) if colours is None else torch.as_tensor(colours).float()
     focal = pixels * SUBJECT_DISTANCE / span_mm
     intrinsics = torch.tensor([[focal, 0, pixels / 2], [0, focal, pixels / 2], [0, 0, 1]])
     drawn = ZBufferRenderer()(
-        to_camera(shape, rotation, torch.zeros(3)),
+        to_camera(shape, rotations, torch.zeros(3)),
         faces,
-        torch.cat([normals, paint.float()], dim=1),
+        torch.cat([normals, paint.expand_as(normals)], dim=-1),
         intrinsics,
         pixels,
     )
     light = 1 - relief + relief * _studio_light(drawn.attributes[..., :3])
     colour = (drawn.attributes[..., 3:] * light.unsqueeze(-1)).clamp(0, 1)
-    return _smaller(colour.numpy(), drawn.mask.numpy())
-
-
-def turntable(pictures: Sequence[Picture]) -> Picture:
-    """Return pictures of one size side by side."""
-    return np.concatenate(list(pictures), axis=1)
+    return np.concatenate(list(_smaller(colour, drawn.mask)), axis=1)
 
 
 def error_colours(distances: Floats, vertex_ids: Ints, n_vertices: int, top_mm: float) -> NDArray[np.float64]:
@@ -165,7 +162,7 @@ def data_uri(picture: Picture, quality: int = 86) -> str:
 
 
 def _studio_light(normals: torch.Tensor) -> torch.Tensor:
-    """Return the brightness [H, W] of unit normals [H, W, 3] in view-aligned model axes."""
+    """Return the brightness [*L] of normals [*L, 3] in view-aligned model axes."""
     unit = torch.nn.functional.normalize(normals, dim=-1)
     key = (unit @ _unit(_KEY_LIGHT)).clamp_min(0)
     fill = (unit @ _unit(_FILL_LIGHT)).clamp_min(0)
@@ -178,14 +175,11 @@ def _unit(direction: Sequence[float]) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.tensor(direction, dtype=torch.float32), dim=0)
 
 
-def _smaller(colour: Floats, mask: NDArray[np.bool_]) -> Picture:
-    """Average supersampled pixels; colour counts where the mesh was drawn, alpha is its share."""
-    step = _SUPERSAMPLING
-    size = mask.shape[0] // step
-
-    def blocks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return values.reshape(size, step, size, step, -1).mean(axis=(1, 3))
-
-    alpha = blocks(mask[..., None].astype(np.float64))
-    mean = blocks(colour * mask[..., None]) / np.maximum(alpha, 1e-9)
-    return (255 * np.concatenate([mean, alpha], axis=2)).round().astype(np.uint8)
+def _smaller(colour: torch.Tensor, mask: torch.Tensor) -> Picture:
+    """Average supersampled pixels [K, H, W, 3]; alpha is the share of them that the mesh covers."""
+    alpha = mask.unsqueeze(-1).float()
+    channels = torch.cat([colour * alpha, alpha], dim=-1).movedim(-1, 1)
+    mean = torch.nn.functional.avg_pool2d(channels, _SUPERSAMPLING).movedim(1, -1)
+    straight = mean[..., :3] / mean[..., 3:].clamp_min(1e-6)
+    result = torch.cat([straight, mean[..., 3:]], dim=-1)
+    return (255 * result).round().to(torch.uint8).numpy()

@@ -100,7 +100,7 @@ def write_report(content: ReportContent) -> str:
 
 def _lead(metrics: Mapping[str, Any]) -> str:
     bad = metrics.get("n_bad_rows", 0)
-    aside = f" {bad} unreadable samples were set aside." if bad else ""
+    aside = f" Unreadable and set aside: {bad}." if bad else ""
     return escape(
         f"{metrics['n_samples']} samples of {metrics['n_subjects']} people that training never saw, "
         f"measured against their true surfaces.{aside}"
@@ -169,8 +169,7 @@ def _sample(item: GalleryItem, place: int, count: int, top_mm: float) -> str:
     )
     return (
         f'<article class="panel sample"><header><h3>{escape(_standing(place, count))}</h3>'
-        f"<span>{escape(item.sample_id)} · person {escape(item.subject_id)} · expression "
-        f'{escape(item.expression_id)}</span><span class="push"></span>{chips}</header>'
+        f'<span>{escape(item.sample_id)}</span><span class="push"></span>{chips}</header>'
         f'<div class="strip" style="--n:{2 * len(item.views)}">{views}</div>'
         f'<div class="turns" data-count="{len(TURNS)}">{turns}</div>{_colour_bar(top_mm)}'
         f'<img class="table-top" src="{item.textured}" alt="prediction with albedo from {len(TURNS)} sides">'
