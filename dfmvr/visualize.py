@@ -94,9 +94,9 @@ def draw_face_model_sheet(path: Path, model_path: Path | None = None) -> None:
     coarse = MorphableModel.load(model_path, level=1)
     fine = MorphableModel.load(model_path, level=2)
     head = MorphableModel.load(model_path, level=1, part="head")
-    sheet = Figure(figsize=(20, 42), layout="constrained")
+    sheet = Figure(figsize=(20, 36.5), layout="constrained")
     FigureCanvasAgg(sheet)
-    rows = sheet.subfigures(5, 1, height_ratios=(5, 6.5, 12, 9, 9))
+    rows: np.ndarray = np.asarray(sheet.subfigures(5, 1, height_ratios=(3.9, 5.9, 12.3, 7.2, 7.2)))
     _draw_mean(rows[0], fine, head)
     _draw_modes(rows[1], coarse)
     _draw_expressions(rows[2], coarse)
@@ -140,8 +140,12 @@ def _draw_expressions(figure: SubFigure, model: MorphableModel) -> None:
     axes = figure.subplots(6, 11)
     for axis in axes.flat:
         axis.set_axis_off()
-    for k, name in enumerate(model.expression_names):
+    names = model.expression_names
+    for k, name in enumerate(names):
         vertices = model.mean_shape + model.expression_basis[k]
+        if name == "mouthClose":  # by ARKit's definition, it closes the lips of an open jaw
+            vertices = vertices + model.expression_basis[names.index("jawOpen")]
+            name = "mouthClose + jawOpen"
         _show(axes.flat[k], draw_face(model, vertices, model.mean_albedo, -0.3, 200)[0], name)
 
 

@@ -122,7 +122,7 @@ def write_face_file(
     full["recipe"] = np.array(json.dumps(recipe, sort_keys=True))
     full["hash"] = np.array(content_hash(full))
     _check(full, file_format, path)
-    np.savez_compressed(path, allow_pickle=False, **full)  # type: ignore[arg-type]  # arrays, not pickles
+    np.savez_compressed(path, allow_pickle=False, **full)
     return str(full["hash"])
 
 

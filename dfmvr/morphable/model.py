@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from dfmvr.morphable.io import DEFAULT_MODEL, MODEL_FORMAT, FaceFileError, read_face_file, recipe_hash
 from dfmvr.morphable.landmarks import ALIGN_7_IN_68, ALIGN_7_IN_101
 from dfmvr.morphable.topology import LEVELS, BaseMesh, part_topology, subdivide
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 COVARIANCE_FLOOR = 0.02
 """Standard deviation added to every expression unit before inverting the covariance (units are sparse)."""
@@ -168,9 +172,9 @@ def _basis(arrays: dict[str, np.ndarray], kind: str) -> np.ndarray:
     return arrays[f"{kind}_basis"] * arrays[f"{kind}_scale"][:, None, None].astype(np.float32)
 
 
-def _at_level(matrix: object, basis: np.ndarray) -> np.ndarray:
+def _at_level(matrix: csr_matrix, basis: np.ndarray) -> np.ndarray:
     """Return a basis [P, N0, 3] carried to the rows of `matrix` [N, N0] as [P, N, 3] float32."""
-    return np.stack([matrix @ mode for mode in basis])  # type: ignore[operator]  # scipy is untyped
+    return np.stack([matrix @ mode for mode in basis])
 
 
 def _albedo_at(base: BaseMesh, level: int, albedo: np.ndarray) -> np.ndarray:
