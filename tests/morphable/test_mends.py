@@ -37,7 +37,7 @@ def seen_from_the_front(model, vertices, attributes, centre, size=480, per_mm=8.
 
 
 def outer_lids(model, pieces):
-    """Return the vertices of the left eye's lids that are seen at rest, but for the rim that touches the ball."""
+    """Return the lids of the left eye as seen at rest, but for the rim that touches the ball."""
     rim = model.mean_shape[model.landmarks_68[42:48]]
     centre = rim.mean(0)
     nothing = torch.ones(len(model.mean_shape), 1)
