@@ -1,6 +1,6 @@
 """A run and its folder: `<runs>/<id>/` with config.yaml, metrics.json, checkpoints/, logs/ and model/.
 
-The folder is a local path or an s3:// address. A new run always gets a new id; only `resume_run` goes on with
+The folder is a local path or an s3:// address. A new run always gets a new id; only `open_run` finds
 an old one.
 """
 
@@ -54,7 +54,7 @@ class Run:
 
 
 def new_run(settings: Settings, run_id: str | None = None) -> Run:
-    """Make the folder of a new run and write its settings.
+    """Name a new run; nothing is written yet.
 
     Args:
         settings: of the run.
@@ -67,12 +67,11 @@ def new_run(settings: Settings, run_id: str | None = None) -> Run:
     run = Run(run_id, _absolute(storage.join(settings.training.runs, run_id)), settings)
     if storage.exists(run.path("config.yaml")):
         raise RunError(f"{run.uri}: this run exists; continue it with --resume {run_id}, or take another id")
-    _write_settings(run)
     return run
 
 
 def open_run(where: str, overrides: Sequence[str] = (), runs: str = "runs") -> Run:
-    """Open an existing run, with changes to its settings that are not kept.
+    """Find an existing run, with changes to its settings; nothing is written.
 
     Args:
         where: the run's id, or the address of its folder.
@@ -83,7 +82,7 @@ def open_run(where: str, overrides: Sequence[str] = (), runs: str = "runs") -> R
         RunError: there is no such run.
         SettingsError: an override is wrong.
     """
-    candidates = [where, storage.join(runs, where)]
+    candidates = [where] if "://" in where else [where, storage.join(runs, where)]
     found = [uri for uri in candidates if storage.exists(storage.join(uri, "config.yaml"))]
     if not found:
         raise RunError(f"there is no run {where!r}: expected config.yaml in one of {candidates}")
@@ -95,16 +94,9 @@ def open_run(where: str, overrides: Sequence[str] = (), runs: str = "runs") -> R
     return Run(uri.rstrip("/").rpartition("/")[2], uri, settings)
 
 
-def resume_run(where: str, overrides: Sequence[str] = (), runs: str = "runs") -> Run:
-    """Open an existing run to go on with it: as `open_run`, but changes to its settings are kept.
-
-    Raises:
-        RunError: there is no such run.
-        SettingsError: an override is wrong.
-    """
-    run = open_run(where, overrides, runs)
-    _write_settings(run)
-    return run
+def write_settings(run: Run) -> None:
+    """Write the run's config.yaml, from which it is opened again."""
+    storage.write_bytes(run.path("config.yaml"), dump_settings(run.settings).encode())
 
 
 def write_metrics(run: Run, metrics: dict[str, Any]) -> None:
@@ -199,10 +191,6 @@ def with_absolute_data(settings: Settings) -> Settings:
     return dataclasses.replace(
         settings, data=dataclasses.replace(settings.data, uri=_absolute(settings.data.uri))
     )
-
-
-def _write_settings(run: Run) -> None:
-    storage.write_bytes(run.path("config.yaml"), dump_settings(run.settings).encode())
 
 
 def _absolute(uri: str) -> str:

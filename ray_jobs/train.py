@@ -39,10 +39,11 @@ from ray_jobs.runs import (
     fetch_checkpoint,
     new_run,
     newest_state,
-    resume_run,
+    open_run,
     upload_folder,
     with_absolute_data,
     write_metrics,
+    write_settings,
 )
 from ray_jobs.train_worker import Job, train_on_worker
 
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, build, run, report; return the exit status."""
     arguments = parse(argv)
     try:
-        run = open_run(arguments)
+        run = choose_run(arguments)
         manifest = check_data(run.settings)
         scaling.init_ray(arguments.address)
         outcome = train(run, manifest, stop=stop_on_signals())
@@ -110,8 +111,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def open_run(arguments: argparse.Namespace) -> Run:
-    """Make a new run, or open the one to resume.
+def choose_run(arguments: argparse.Namespace) -> Run:
+    """Name a new run, or find the one to resume.
 
     Raises:
         SettingsError: the settings are wrong.
@@ -120,7 +121,7 @@ def open_run(arguments: argparse.Namespace) -> Run:
     if arguments.resume:
         prefix = "training.runs="
         runs = [item.removeprefix(prefix) for item in arguments.overrides if item.startswith(prefix)]
-        return resume_run(arguments.resume, arguments.overrides, runs[-1] if runs else "runs")
+        return open_run(arguments.resume, arguments.overrides, runs[-1] if runs else "runs")
     return new_run(load_settings(arguments.config, arguments.overrides), arguments.run_id)
 
 
@@ -173,6 +174,7 @@ def train(
     """
     resources = ray.cluster_resources()
     scaling.preflight(run.settings.training, resources)
+    write_settings(run)
     monitor = start_monitor()
     job = Job(Run(run.id, run.uri, with_absolute_data(run.settings)), monitor, manifest.rows)
     fitting = Fitting(build_trainer(job, resources))

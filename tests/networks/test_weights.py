@@ -37,9 +37,7 @@ def test_a_saved_model_comes_back_the_same(tmp_path: Path) -> None:
 
 
 def test_missing_files_are_named(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        WeightsError, match=r"nowhere/model\.json: no such file; expected a model folder with"
-    ):
+    with pytest.raises(WeightsError, match=r"nowhere/model\.json: no such file; expected a model folder"):
         load_model(tmp_path / "nowhere")
     (model / "weights.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"weights\.safetensors: no such weights file"):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ def test_learning_rate_warms_up_stays_and_decays_to_its_final_value() -> None:
     rates = [learning_rate_at(step, 100, settings) for step in range(101)]
     assert rates[0] == pytest.approx(1e-4)
     assert rates[9:51] == pytest.approx([1e-3] * 42)
-    assert all(a > b for a, b in zip(rates[50:], rates[51:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[50:]))
     assert rates[75] == pytest.approx((1e-3 + 1e-5) / 2)
     assert rates[100] == pytest.approx(1e-5)
     assert learning_rate_at(1000, 100, settings) == pytest.approx(1e-5)
