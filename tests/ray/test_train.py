@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dfmvr.config import Settings, load_settings
+from dfmvr.data.manifest import read_manifest
+from dfmvr.data.settings import DataSettings
+from dfmvr.networks.settings import NetworkSettings
+from dfmvr.networks.weights import load_model
+from dfmvr.training.optim import OptimiserSettings
+from dfmvr.training.step import TrainingSettings
+from ray_jobs.monitor import Event
+from ray_jobs.runs import Run, checkpoint_names, checkpoint_state, new_run, open_run
+from ray_jobs.train import Outcome, check_data, main, parse, train
+
+CHECKPOINT_EVERY = 3
+STEPS_PER_EPOCH = 12
+Watched = tuple[Run, Outcome, list[Event]]
+
+
+def tiny_settings(dataset: Path, runs: Path | str) -> Settings:
+    return Settings(
+        name="tiny",
+        data=DataSettings(uri=str(dataset), image_size=32, batch_size=2, shuffle_rows=16),
+        network=NetworkSettings(width=1 / 16),
+        optimiser=OptimiserSettings(learning_rate=1e-3, warmup_steps=2),
+        training=TrainingSettings(
+            epochs=3, workers=2, cpus_per_worker=0.5, runs=str(runs), checkpoint_every_steps=CHECKPOINT_EVERY
+        ),
+    )
+
+
+def again(run: Run, runs: Path, run_id: str) -> Run:
+    """A new run of the same settings."""
+    training = dataclasses.replace(run.settings.training, runs=str(runs))
+    return new_run(dataclasses.replace(run.settings, training=training), run_id)
+
+
+def train_and_watch(
+    run: Run, react: Callable[[Event], None] = lambda event: None, stop: threading.Event | None = None
+) -> Watched:
+    events: list[Event] = []
+
+    def watch(event: Event) -> None:
+        events.append(event)
+        react(event)
+
+    return run, train(run, read_manifest(run.settings.data.uri), stop, watch), events
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: None, small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """A run that nothing has disturbed."""
+    return train_and_watch(new_run(tiny_settings(small_dataset, tmp_path_factory.mktemp("runs")), "finished"))
+
+
+@pytest.mark.ray
+def test_a_run_leaves_what_the_other_jobs_need(finished: Watched) -> None:
+    run, outcome, events = finished
+    folder = Path(run.uri)
+    assert not outcome.stopped
+    assert outcome.metrics["step"] == 3 * STEPS_PER_EPOCH
+    assert [event.step for event in events if event.kind == "step"] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
+    assert load_settings(folder / "config.yaml") == run.settings
+    metrics = json.loads((folder / "metrics.json").read_text())["training"]
+    assert [epoch["epoch"] for epoch in metrics["history"]] == [1, 2, 3]
+    assert metrics["best"]["val_loss"] == min(epoch["val_loss"] for epoch in metrics["history"])
+    assert list((folder / "logs").glob("events.out.tfevents.*"))
+    _, card = load_model(folder / "model")
+    assert card.weights_hash == metrics["weights_hash"]
+    assert card.metrics["val_loss"] == metrics["best"]["val_loss"]
+    # One kept for its validation loss besides the other; those inside epochs are gone.
+    assert len(checkpoint_names(run.checkpoints)) <= run.settings.training.keep + 1
+
+
+@pytest.mark.ray
+def test_a_killed_worker_costs_at_most_one_checkpoint_interval(finished: Watched, tmp_path: Path) -> None:
+    undisturbed = finished[1].metrics["history"][-1]["val_loss"]
+    run = again(finished[0], tmp_path, "killed")
+    pids: list[int] = []
+    killed_at: list[int] = []
+
+    def kill(event: Event) -> None:
+        if event.kind == "start":
+            pids.append(int(event.values["pid"]))
+        if event.kind == "step" and event.step > STEPS_PER_EPOCH + 1 and not killed_at:
+            killed_at.append(event.step)
+            os.kill(pids[0], signal.SIGKILL)
+
+    _, outcome, events = train_and_watch(run, kill)
+    starts = [event for event in events if event.kind == "start"]
+    assert len(starts) == 2, "the kill came after the last step"
+    assert starts[1].step >= killed_at[0] - CHECKPOINT_EVERY
+    assert outcome.metrics["step"] == 3 * STEPS_PER_EPOCH
+    assert outcome.metrics["history"][-1]["val_loss"] == pytest.approx(undisturbed, rel=0.01)
+
+
+@pytest.mark.ray
+def test_a_stopped_run_goes_on_where_it_was(finished: Watched, tmp_path: Path) -> None:
+    undisturbed = finished[1].metrics["history"][-1]["val_loss"]
+    run = again(finished[0], tmp_path, "stopped")
+    stop = threading.Event()
+    _, outcome, _ = train_and_watch(run, lambda event: stop.set() if event.kind == "step" else None, stop)
+    assert outcome.stopped
+    stopped_at = outcome.metrics["step"]
+    assert 1 <= stopped_at < 3 * STEPS_PER_EPOCH
+    assert checkpoint_state(run.checkpoints, checkpoint_names(run.checkpoints)[-1]).step == stopped_at
+    _, outcome, events = train_and_watch(open_run(run.uri))
+    assert events[0].kind == "start"
+    assert events[0].step == stopped_at
+    assert outcome.metrics["step"] == 3 * STEPS_PER_EPOCH
+    assert outcome.metrics["history"][-1]["val_loss"] == pytest.approx(undisturbed, rel=0.01)
+
+
+def test_wrong_settings_are_told_before_ray_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_jobs.train.scaling.init_ray", lambda address: pytest.fail("Ray was started"))
+    config = tmp_path / "c.yaml"
+    config.write_text(f"training: {{runs: {tmp_path}/runs}}\ndata: {{uri: {tmp_path}/nothing}}\n")
+    assert main(["--config", str(config), "training.epoch=3"]) == 1
+    assert "there is no setting 'training.epoch'; did you mean 'training.epochs'" in capsys.readouterr().err
+    assert main(["--config", str(config)]) == 1
+    assert f"no complete data set at {tmp_path}/nothing" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": DataSettings(image_size=64)}, r"data\.image_size: expected 32 as in .*, got 64"),
+        (
+            {"network": NetworkSettings(n_views=2)},
+            r"network\.n_views: expected 3, one for each of data\.views, got 2",
+        ),
+        ({"training": TrainingSettings(workers=9)}, r"expected at least one validation row a worker, got 8"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_are_refused(
+    small_dataset: Path, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    settings = dataclasses.replace(tiny_settings(small_dataset, tmp_path), **change)  # type: ignore[arg-type]
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, uri=str(small_dataset)))
+    with pytest.raises(ValueError, match=words):
+        check_data(settings)
+
+
+def test_the_command_line_is_frozen(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = parse(["--config", "c.yaml", "a=1", "--run-id", "mine", "b=2"])
+    assert vars(arguments) == {
+        "config": "c.yaml", "resume": None, "run_id": "mine", "address": None, "overrides": ["a=1", "b=2"],
+    }  # fmt: skip
+    for wrong in (["--config", "c", "--resume", "r"], [], ["--resume", "r", "--run-id", "x"]):
+        with pytest.raises(SystemExit):
+            parse(wrong)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    assert "examples:" in capsys.readouterr().out
