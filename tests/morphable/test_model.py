@@ -9,7 +9,8 @@ from scipy.spatial import cKDTree
 
 from dfmvr.morphable.io import DEFAULT_MODEL, MODEL_FORMAT, read_face_file
 from dfmvr.morphable.landmarks import ALIGN_7_IN_68, mirror_order
-from dfmvr.morphable.model import FaceModelSettings, MorphableModel
+from dfmvr.morphable.model import FaceModelSettings, MorphableModel, base_mesh
+from dfmvr.morphable.topology import part_topology
 from dfmvr.types import REGION_NAMES
 
 FLIP = torch.tensor([-1.0, 1.0, 1.0])
@@ -131,6 +132,16 @@ def test_border_of_the_face_is_smooth(models):
     degrees = torch.stack(turns).rad2deg()
     assert degrees.quantile(0.98) < 15
     assert degrees.max() < 40
+
+
+def test_border_of_the_face_lies_on_the_crop_line(arrays, models):
+    field = torch.from_numpy(arrays["face_field"])
+    for level in (1, 2):
+        model = models[level, "face"]
+        matrix = part_topology(base_mesh(arrays), level, "face").matrix
+        at_border = torch.from_numpy(matrix @ field.numpy())[list(border_loop(model, longest=True))]
+        assert at_border.abs().mean() < 0.5
+        assert at_border.abs().max() < 2.5
 
 
 def test_one_cannot_look_out_through_the_throat(models):
