@@ -23,13 +23,13 @@ def build_network(settings: NetworkSettings) -> FaceNetwork:
     in_channels = 3 + _MASK_CHANNELS[settings.mask_input]
     match settings.name:
         case "mulen_unet_rednet":
-            fusion = MulEnUnet(settings.n_views, in_channels, settings.base_channels)
-            regressor = RedNet(fusion.out_channels, settings.base_channels)
+            fusion = MulEnUnet(settings.n_views, in_channels, settings.fusion_channels)
+            fused = fusion.out_channels + (2 if settings.coordinates else 0)
+            regressor = RedNet(fused, settings.regressor_channels)
         case _:
             raise ValueError(f"network.name: cannot build {settings.name!r}")
-    return FaceNetwork(
-        fusion, regressor, FaceHeads(regressor.out_features, settings.n_views), settings.mask_input
-    )
+    heads = FaceHeads(regressor.out_features, settings.n_views)
+    return FaceNetwork(fusion, regressor, heads, settings.mask_input, settings.coordinates)
 
 
 class FaceNetwork(nn.Module):
@@ -40,14 +40,18 @@ class FaceNetwork(nn.Module):
         regressor: [B, F, H, W] -> [B, features].
         heads: [B, features] -> FaceParams.
         mask_input: see NetworkSettings.
+        coordinates: see NetworkSettings; the regressor then takes F + 2 channels.
     """
 
-    def __init__(self, fusion: nn.Module, regressor: nn.Module, heads: FaceHeads, mask_input: str) -> None:
+    def __init__(
+        self, fusion: nn.Module, regressor: nn.Module, heads: FaceHeads, mask_input: str, coordinates: bool
+    ) -> None:
         super().__init__()
         self.fusion = fusion
         self.regressor = regressor
         self.heads = heads
         self.mask_input = mask_input
+        self.coordinates = coordinates
 
     def forward(self, images: Tensor, masks: Tensor) -> FaceParams:
         """Predict the faces.
@@ -64,7 +68,10 @@ class FaceNetwork(nn.Module):
                 "images and masks: expected [B, V, 3, H, W] and [B, V, H, W], "
                 f"got {tuple(images.shape)} and {tuple(masks.shape)}"
             )
-        return self.heads(self.regressor(self.fusion(self._inputs(images, masks))))
+        fused = self.fusion(self._inputs(images, masks))
+        if self.coordinates:
+            fused = _append_coordinates(fused)
+        return self.heads(self.regressor(fused))
 
     def _inputs(self, images: Tensor, masks: Tensor) -> Tensor:
         """Map the pictures to [-1, 1] and append the mask's channels; the result is stored channels last."""
@@ -75,3 +82,12 @@ class FaceNetwork(nn.Module):
             case "scalar":
                 parts.append(masks.unsqueeze(-1).to(images.dtype))
         return torch.cat(parts, -1).movedim(-1, 2)
+
+
+def _append_coordinates(features: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C + 2, H, W]: x and y of each pixel in [-1, 1]."""
+    batch, _, height, width = features.shape
+    x = torch.linspace(-1, 1, width, device=features.device, dtype=features.dtype)
+    y = torch.linspace(-1, 1, height, device=features.device, dtype=features.dtype)
+    places = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+    return torch.cat([features, places.expand(batch, -1, -1, -1)], 1)

@@ -20,7 +20,12 @@ class NetworkSettings:
     name: str = "mulen_unet_rednet"
     """`mulen_unet_rednet`: MulEn-Unet fuses the views, RedNet-50 regresses (paper 3.3, 3.4)."""
     width: float = 1.0
-    """Channels of every layer relative to the paper's; 64 x width is 4, 8 or a multiple of 16."""
+    """Channels of the fusion network relative to the paper's; 64 x width is 4, 8 or a multiple of 16."""
+    regressor_width: float | None = None
+    """The same for the regressor, cheap beside the fusion network: it can stay wider. None: as `width`."""
+    coordinates: bool = False
+    """Append two channels to the fused features: each pixel's place, x and y in [-1, 1]. Average pooling
+    forgets where a feature was; with them a narrow network learns in fewer steps. Not in the paper."""
     n_views: int = 3
     """Number of views V; each has its own encoder, pose and light."""
     mask_input: str = "one_hot"
@@ -34,24 +39,38 @@ class NetworkSettings:
             raise ValueError(f"network.mask_input: expected one of {MASK_INPUTS}, got {self.mask_input!r}")
         if self.n_views < 1:
             raise ValueError(f"network.n_views: expected at least 1, got {self.n_views}")
-        channels = PAPER_BASE_CHANNELS * self.width
-        if channels not in (4, 8) and (channels < 16 or channels % 16):
-            raise ValueError(
-                f"network.width: expected {PAPER_BASE_CHANNELS} x width = 4, 8 or a multiple of 16, "
-                f"got {PAPER_BASE_CHANNELS} x {self.width:g} = {channels:g}"
-            )
+        _channels("width", self.width)
+        if self.regressor_width is not None:
+            _channels("regressor_width", self.regressor_width)
 
     @property
-    def base_channels(self) -> int:
-        """Channels of the finest level."""
-        return int(PAPER_BASE_CHANNELS * self.width)
+    def fusion_channels(self) -> int:
+        """Channels of the fusion network's finest level."""
+        return _channels("width", self.width)
+
+    @property
+    def regressor_channels(self) -> int:
+        """Channels of the regressor's first stage."""
+        if self.regressor_width is None:
+            return self.fusion_channels
+        return _channels("regressor_width", self.regressor_width)
+
+
+def _channels(name: str, width: float) -> int:
+    channels = PAPER_BASE_CHANNELS * width
+    if channels not in (4, 8) and (channels < 16 or channels % 16):
+        raise ValueError(
+            f"network.{name}: expected {PAPER_BASE_CHANNELS} x width = 4, 8 or a multiple of 16, "
+            f"got {PAPER_BASE_CHANNELS} x {width:g} = {channels:g}"
+        )
+    return int(channels)
 
 
 PRESETS: Mapping[str, NetworkSettings] = MappingProxyType(
     {
         "paper": NetworkSettings(mask_input="scalar"),
-        "quarter": NetworkSettings(width=1 / 4),
-        "eighth": NetworkSettings(width=1 / 8),
+        "quarter": NetworkSettings(width=1 / 4, regressor_width=1 / 2, coordinates=True),
+        "eighth": NetworkSettings(width=1 / 8, regressor_width=1 / 2, coordinates=True),
     }
 )
 """`paper` is the network of the paper's tables; the others fit a CPU, at 112 and 64-96 pixels."""
