@@ -12,8 +12,10 @@ from torch import Tensor
 from dfmvr.geometry.camera import NEAR
 from dfmvr.types import RenderOutput
 
-MIN_SHADOW = 1e-6
-"""In mm^2: a triangle whose shadow along a pixel's ray has less than half this area is degenerate."""
+MIN_SHADOW = 1e-4
+"""In mm^2: twice the least area of a triangle's shadow along a ray; below, rounding decides what is hit."""
+MIN_FLATNESS = 1e-6
+"""Least ratio of twice that area to the sum of the corners' squared distances (mm^2) from the ray."""
 
 
 LIMIT = 1e9

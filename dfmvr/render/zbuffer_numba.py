@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dfmvr.geometry.camera import NEAR
-from dfmvr.render.base import LIMIT, MIN_SHADOW
+from dfmvr.render.base import LIMIT, MIN_FLATNESS, MIN_SHADOW
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,7 +114,7 @@ def _for_each_image(count: int, work: Callable[[int], None]) -> None:
 def _find_visible(vertices, triangles, camera, ids):
     """Fill `ids` [H, W] for vertices [N, 3], triangles [F, 3] int32 and an intrinsic matrix."""
     real = vertices.dtype.type
-    half, least = real(0.5), real(MIN_SHADOW)
+    half, least, flattest = real(0.5), real(MIN_SHADOW), real(MIN_FLATNESS)
     height, width = ids.shape
     screen = _project(vertices, camera)
     rays = _rays(camera)
@@ -137,7 +137,8 @@ def _find_visible(vertices, triangles, camera, ids):
                 u, v, w = bx * cy - by * cx, cx * ay - cy * ax, ax * by - ay * bx
                 if min(u, v, w) >= 0 or max(u, v, w) <= 0:
                     total = u + v + w
-                    if abs(total) > least:
+                    extent = (ax * ax + ay * ay) + (bx * bx + by * by) + (cx * cx + cy * cy)
+                    if abs(total) > least + flattest * extent:
                         depth = (u * az + v * bz + w * cz) / total
                         if depth < nearest[y, x]:
                             nearest[y, x] = depth

@@ -11,7 +11,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from dfmvr.render.base import MIN_SHADOW, usable_vertices
+from dfmvr.render.base import MIN_FLATNESS, MIN_SHADOW, usable_vertices
 
 _PAIRS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Pairs of a pixel and a triangle tested together: bounds the memory, and on a CPU fits the cache."""
@@ -186,7 +186,8 @@ def _test_pairs(
     total = edges[0] + edges[1] + edges[2]
     lowest = torch.minimum(torch.minimum(edges[0], edges[1]), edges[2])
     highest = torch.maximum(torch.maximum(edges[0], edges[1]), edges[2])
-    met = ((lowest >= 0) | (highest <= 0)) & (total.abs() > MIN_SHADOW)
+    a, b, c = (x * x + y * y for x, y in zip(*sheared, strict=True))
+    met = ((lowest >= 0) | (highest <= 0)) & (total.abs() > MIN_SHADOW + MIN_FLATNESS * (a + b + c))
     hit = met.nonzero().squeeze(1)
     u, v, w, az, bz, cz = (values.index_select(0, hit) for values in (*edges, *corner_z))
     return (u * az + v * bz + w * cz) / total.index_select(0, hit), hit

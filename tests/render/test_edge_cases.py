@@ -105,6 +105,23 @@ def test_degenerate_triangles_are_not_seen_and_have_no_gradient(tile, renderer):
         assert (gradient[0, 4:] == 0).all()
 
 
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("length", [0.5, 20.0, 500.0])
+def test_needles_through_pixel_centres_are_not_seen_by_rounding(tile, backend, length):
+    """Collinear corners around a pixel's ray: the signs of their edge functions are noise."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 8, (500, 1, 2), generator=generator) + 0.5
+    k = tile.intrinsics[0]
+    rays = torch.cat(((pixels - k[:2, 2]) / k[[0, 1], [0, 1]], torch.ones(500, 1, 1)), -1)
+    slants = length * torch.nn.functional.normalize(torch.randn(500, 1, 3, generator=generator), dim=-1)
+    offsets = torch.rand(500, 3, 1, generator=generator) * torch.tensor([[1.0], [-1.0], [1.0]])
+    vertices = (rays * 1000.0 + slants * offsets).reshape(-1, 3)
+    scene = replace(
+        tile, vertices=vertices, triangles=torch.arange(1500).view(-1, 3), attributes=torch.rand(1500, 3)
+    )
+    assert not scene.render(ZBufferRenderer(backend)).mask.any()
+
+
 def test_both_sides_of_a_triangle_are_drawn(tile, renderer):
     flipped = replace(tile, triangles=tile.triangles.flip(-1))
     torch.testing.assert_close(flipped.render(renderer).attributes, tile.render(renderer).attributes)
