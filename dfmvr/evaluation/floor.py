@@ -41,11 +41,11 @@ class FloorFit:
         self._mean = model.mean_shape.cpu().numpy().astype(np.float64)[vertex_ids]
         self._basis = np.concatenate([b.cpu().numpy()[:, vertex_ids].reshape(len(b), -1) for b in bases])
         areas = vertex_areas(model.mean_shape, model.triangles).cpu().numpy()[vertex_ids]
-        self._weights = areas / areas.mean()
+        self.weights = areas / areas.mean()
         # The six small rigid motions are solved for as well: some of the basis looks like them, and taking
         # turns between alignment and fit alone would creep.
         columns = np.concatenate([self._basis, _rigid_motions(self._mean).astype(self._basis.dtype)])
-        self._weighted = columns * np.repeat(self._weights, 3).astype(self._basis.dtype)
+        self._weighted = columns * np.repeat(self.weights, 3).astype(self._basis.dtype)
         normal_matrix = (self._weighted @ columns.T).astype(np.float64)
         penalised = np.arange(len(columns)) < len(self._basis)
         strength = ridge * np.diag(normal_matrix)[penalised].mean()
@@ -61,7 +61,7 @@ class FloorFit:
         truth = dense_vertices[self.vertex_ids].astype(np.float64)
         coefficients, shape = np.zeros(len(self._basis)), self._mean
         for _ in range(ROUNDS):
-            motion = align_points(truth, shape, with_scale=False, weights=self._weights)
+            motion = align_points(truth, shape, with_scale=False, weights=self.weights)
             offsets = (motion.apply(truth) - self._mean).reshape(-1).astype(self._basis.dtype)
             solution = cho_solve(self._factor, (self._weighted @ offsets).astype(np.float64))
             coefficients = solution[: len(self._basis)]

@@ -90,9 +90,11 @@ def pooled_statistics(areas: Floats) -> dict[str, float]:
 
 def percentile(areas: Floats, share: float) -> float:
     """Return the distance (mm) that a share of the binned distances does not exceed."""
-    cumulative = np.concatenate([[0], np.cumsum(areas)])
-    edges = np.arange(len(cumulative)) * BIN_MM
-    return float(np.interp(share * cumulative[-1], cumulative, edges))
+    cumulative = np.concatenate([[0.0], np.cumsum(areas)])
+    wanted = share * cumulative[-1]
+    bin_ = int(np.searchsorted(cumulative[1:], wanted))
+    within = (wanted - cumulative[bin_]) / areas[bin_] if areas[bin_] > 0 else 0.0
+    return float((bin_ + within) * BIN_MM)
 
 
 def improvement(rows: Rows, draws: int, seed: int = 0) -> dict[str, float]:
