@@ -60,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SettingsError, DataSetExistsError, OSError, ValueError) as error:
         print(f"make_dataset: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("make_dataset: stopped; the same command goes on with what is missing", file=sys.stderr)
+        return 130
     rows = ", ".join(f"{manifest.rows[split]} {split}" for split in SPLITS)
     people, seconds = sum(manifest.subjects.values()), time.monotonic() - started
     print(f"{uri}: {rows} samples of {people} subjects; {seconds:.0f} s")
@@ -97,6 +100,7 @@ def make_dataset(
     manifest = _manifest(settings, seed, shards)
     missing = missing_shards(uri, shards, manifest.recipe_hash, overwrite)
     if missing:
+        storage.check_writable(uri)
         init_ray(address)
         write = partial(
             write_shard, settings=settings, seed=seed, render=render, recipe_hash=manifest.recipe_hash

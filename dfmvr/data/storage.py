@@ -103,6 +103,17 @@ def write_bytes(uri: str, data: bytes) -> None:
                 stream.write(data)
 
 
+def check_writable(folder: str) -> None:
+    """Write a file into a folder and remove it: better known before hours of work than after.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    probe = join(folder, ".writable")
+    write_bytes(probe, b"")
+    delete(probe)
+
+
 def delete(uri: str) -> None:
     """Remove a file.
 

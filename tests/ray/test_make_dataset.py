@@ -133,6 +133,11 @@ def test_a_split_without_subjects_is_refused(tmp_path: Path) -> None:
         make_dataset(str(tmp_path), SyntheticSettings(n_subjects=3), SEED, render=draw_sample)
 
 
+def test_a_place_that_cannot_be_written_is_told_before_rendering(s3_server: str) -> None:
+    with pytest.raises(storage.StorageError, match=r"cannot write s3://no-such-bucket/set/\.writable"):
+        make_dataset("s3://no-such-bucket/set", SETTINGS, SEED, render=draw_sample)
+
+
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path), "synthetic.n_subject=3"]) == 1
     assert "make_dataset: " in (message := capsys.readouterr().err)
