@@ -3,7 +3,8 @@
 Images run on Python threads over kernels that release the GIL, not on numba's own threads: nothing depends
 on a threading layer, gradients are added up in one order, and a process that was forked or started by a
 scheduler behaves like any other. The kernels copy what a loop reads into locals: the compiler cannot know
-that the arrays do not overlap.
+that the arrays do not overlap. They get other modules' constants as arguments: kernels on disk are made anew
+only when this file changes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import Tensor
 from dfmvr.geometry.camera import NEAR
 from dfmvr.render.base import LIMIT, MIN_FLATNESS, MIN_SHADOW
 
+_LIMITS = (NEAR, LIMIT, MIN_SHADOW, MIN_FLATNESS)
+
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on first use, once for each floating type, and keep the result on disk where possible."""
@@ -38,7 +41,7 @@ def find_visible(vertices: Tensor, triangles: Tensor, intrinsics: Tensor, image_
     ids = torch.empty((vertices.shape[0], image_size, image_size), dtype=torch.int64)
     points, cameras, out = _arrays(vertices, intrinsics, ids)
     corners = triangles.int().numpy()
-    _for_each_image(len(points), lambda b: _find_visible(points[b], corners, cameras[b], out[b]))
+    _for_each_image(len(points), lambda b: _find_visible(points[b], corners, cameras[b], _LIMITS, out[b]))
     return ids
 
 
@@ -111,12 +114,12 @@ def _for_each_image(count: int, work: Callable[[int], None]) -> None:
 
 
 @_compiled
-def _find_visible(vertices, triangles, camera, ids):
-    """Fill `ids` [H, W] for vertices [N, 3], triangles [F, 3] int32 and an intrinsic matrix."""
+def _find_visible(vertices, triangles, camera, limits, ids):
+    """Fill `ids` [H, W] for vertices [N, 3], triangles [F, 3] int32, an intrinsic matrix and _LIMITS."""
     real = vertices.dtype.type
-    half, least, flattest = real(0.5), real(MIN_SHADOW), real(MIN_FLATNESS)
+    half, least, flattest = real(0.5), real(limits[2]), real(limits[3])
     height, width = ids.shape
-    screen = _project(vertices, camera)
+    screen = _project(vertices, camera, real(limits[0]), real(limits[1]))
     rays = _rays(camera)
     nearest = np.full((height, width), real(np.inf), vertices.dtype)
     ids[:] = -1
@@ -146,10 +149,9 @@ def _find_visible(vertices, triangles, camera, ids):
 
 
 @_compiled
-def _project(vertices, camera):
+def _project(vertices, camera, near, limit):
     """Return pixels [N, 2]; NaN for vertices that are not usable (see base.usable_vertices)."""
     real = vertices.dtype.type
-    near, limit = real(NEAR), real(LIMIT)
     fx, skew, cx, fy, cy = camera[0, 0], camera[0, 1], camera[0, 2], camera[1, 1], camera[1, 2]
     screen = np.empty((vertices.shape[0], 2), vertices.dtype)
     for n in range(vertices.shape[0]):
