@@ -51,7 +51,8 @@ class _Monitor:
 
 def start_monitor() -> ActorHandle[Any]:
     """Start the actor on the driver's node; it claims no CPU and lives as long as the driver."""
-    return ray.remote(_Monitor).options(num_cpus=0).remote()
+    monitor: ActorHandle[Any] = ray.remote(num_cpus=0)(_Monitor).remote()
+    return monitor
 
 
 class Post:

@@ -15,6 +15,9 @@ from tqdm import tqdm
 from ray_jobs.monitor import Event
 from ray_jobs.runs import Run, upload_folder
 
+TERMS_SHOWN = 4
+"""Largest terms of the loss in the bar; TensorBoard has them all."""
+
 
 class Progress:
     """Shows events as they come; a context manager that closes the logs.
@@ -27,11 +30,9 @@ class Progress:
 
     def __init__(self, run: Run, total_steps: int, first_step: int) -> None:
         self._run = run
-        self._remote = "://" in run.uri
-        self._folder = (
-            Path(tempfile.mkdtemp(prefix="dfmvr-logs-")) if self._remote else Path(run.path("logs"))
-        )
-        self._writer = SummaryWriter(str(self._folder), purge_step=first_step)
+        self._temporary = tempfile.TemporaryDirectory() if "://" in run.uri else None
+        folder = self._temporary.name if self._temporary else run.path("logs")
+        self._writer = SummaryWriter(folder, purge_step=first_step)
         self._bar = tqdm(
             total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stdout,
             mininterval=0.5 if sys.stdout.isatty() else 15.0,
@@ -46,8 +47,9 @@ class Progress:
     ) -> None:
         self._bar.close()
         self._writer.close()
-        if self._remote:
-            upload_folder(self._folder, self._run.path("logs"))
+        if self._temporary:
+            upload_folder(Path(self._temporary.name), self._run.path("logs"))
+            self._temporary.cleanup()
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -71,12 +73,10 @@ class Progress:
     def _show_step(self, event: Event) -> None:
         self._scalars("train", event)
         self._bar.update(event.step - self._bar.n)  # goes back when a worker was lost
+        terms = {name: value for name, value in event.values.items() if name.startswith("loss/")}
+        largest = sorted(terms, key=lambda name: -terms[name])[:TERMS_SHOWN]
         figures = [f"{event.values['samples_per_second']:.1f} samples/s", f"loss {event.values['loss']:.3g}"]
-        figures += [
-            f"{name.removeprefix('loss/')} {value:.2g}"
-            for name, value in event.values.items()
-            if name.startswith("loss/")
-        ]
+        figures += [f"{name.removeprefix('loss/')} {terms[name]:.2g}" for name in largest]
         self._bar.set_postfix_str(" ".join(figures), refresh=False)
 
     def _scalars(self, group: str, event: Event) -> None:

@@ -78,13 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run = choose_run(arguments)
         manifest = check_data(run.settings)
-        scaling.init_ray(arguments.address)
-        outcome = train(run, manifest, stop=stop_on_signals())
-    except (
-        ValueError,
-        OSError,
-        TrainingFailedError,
-    ) as error:  # wrong settings, data, storage; told in a line
+        if not is_finished(run):
+            scaling.init_ray(arguments.address)
+            train(run, manifest, stop_on_signals())
+        outcome = finish(run)
+    except (ValueError, OSError, TrainingFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     report(run, outcome)
@@ -154,13 +152,19 @@ def check_data(settings: Settings) -> Manifest:
     return manifest
 
 
+def is_finished(run: Run) -> bool:
+    """Whether a run has done all its epochs."""
+    newest = newest_state(run.checkpoints)
+    return newest is not None and newest.epoch >= run.settings.training.epochs
+
+
 def train(
     run: Run,
     manifest: Manifest,
     stop: threading.Event | None = None,
     watch: Callable[[Event], None] = lambda event: None,
-) -> Outcome:
-    """Train a run on the Ray cluster that this process is connected to, and export its best model.
+) -> None:
+    """Train a run to its end on the Ray cluster that this process is connected to.
 
     Args:
         run: new or resumed.
@@ -192,7 +196,6 @@ def train(
     ray.kill(monitor)
     if progress.fatal or fitting.error is not None:
         raise TrainingFailedError(progress.fatal or f"training failed: {_root_cause(fitting.error)}")
-    return finish(run)
 
 
 def build_trainer(job: Job, resources: dict[str, float]) -> TorchTrainer:
@@ -346,7 +349,7 @@ def _pass_on(events: list[Event], progress: Progress, watch: Callable[[Event], N
         watch(event)
 
 
-def _root_cause(error: BaseException) -> str:
+def _root_cause(error: BaseException | None) -> str:
     """The last line of a worker's traceback, which says what happened."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

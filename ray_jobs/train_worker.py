@@ -120,6 +120,7 @@ class Worker:
         )
         self.skips = SkipCounter(self.settings.training.max_skipped_in_a_row)
         self.post = Post(job.monitor)
+        self.rejects = {split: self._new_rejects(split) for split in ("train", "validation")}
         self.epoch_losses: list[float] = []
         self.pace = Pace(self.settings.data.batch_size * self.world_size)
 
@@ -184,6 +185,11 @@ class Worker:
         history = (*self.state.history, figures)
         self.state = dataclasses.replace(self.state, epoch=epoch, samples_in_epoch=0, history=history)
         self.epoch_losses = []
+        for rejects in self.rejects.values():
+            if rejects.items:
+                self.tell(
+                    "warning", message=f"{len(rejects.items)} bad rows left out, listed in {rejects.uri}"
+                )
         shown = {name: value for name, value in figures.items() if name not in ("epoch", "step")}
         self.tell("epoch", shown)
         self.save(shown)
@@ -242,7 +248,7 @@ class Worker:
             data,
             epoch=self.state.epoch,
             seed=self.settings.seed,
-            rejects=self._rejects("train"),
+            rejects=self.rejects["train"],
             rank=self.rank,
             skip_batches=self.state.samples_in_epoch // (data.batch_size * self.world_size),
             augment=data.augment,
@@ -254,7 +260,7 @@ class Worker:
             if self.world_size > 1:
                 torch.distributed.broadcast(buffer, 0)
         batches = validation_batches(
-            ray.train.get_dataset_shard("validation"), self.settings.data, self._rejects("validation")
+            ray.train.get_dataset_shard("validation"), self.settings.data, self.rejects["validation"]
         )
         on_device = (batch.to(self.device) for batch in batches)
         sums = validation_sums(self.reconstructor, on_device, self.settings.losses).to(self.device)
@@ -262,7 +268,7 @@ class Worker:
             torch.distributed.all_reduce(sums)
         return validation_means(sums)
 
-    def _rejects(self, split: str) -> Rejects:
+    def _new_rejects(self, split: str) -> Rejects:
         uri = self.job.run.path("logs", f"rejects-{split}-rank{self.rank}.jsonl")
         return Rejects(self.settings.data.max_bad_share, self.job.rows[split], uri)
 
@@ -343,7 +349,7 @@ def share_cores(workers_on_node: int) -> None:
 
     cores = max(1, len(os.sched_getaffinity(0)) // workers_on_node)
     torch.set_num_threads(cores)
-    numba.set_num_threads(min(cores, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(cores, numba.get_num_threads()))
 
 
 def _next_batch(batches: Iterator[ViewBatch]) -> tuple[ViewBatch | None, Exception | None]:

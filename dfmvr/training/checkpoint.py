@@ -166,7 +166,7 @@ def load_checkpoint(
 
 
 def _optimiser_tensors(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    names = {parameter: name for name, parameter in network.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     return {
         f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
         for parameter, values in optimiser.state.items()

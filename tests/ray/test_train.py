@@ -19,7 +19,7 @@ from dfmvr.training.optim import OptimiserSettings
 from dfmvr.training.step import TrainingSettings
 from ray_jobs.monitor import Event
 from ray_jobs.runs import Run, checkpoint_names, checkpoint_state, new_run, open_run
-from ray_jobs.train import Outcome, check_data, main, parse, train
+from ray_jobs.train import Outcome, check_data, finish, is_finished, main, parse, train
 
 CHECKPOINT_EVERY = 3
 STEPS_PER_EPOCH = 12
@@ -53,7 +53,8 @@ def train_and_watch(
         events.append(event)
         react(event)
 
-    return run, train(run, read_manifest(run.settings.data.uri), stop, watch), events
+    train(run, read_manifest(run.settings.data.uri), stop, watch)
+    return run, finish(run), events
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,7 @@ def test_a_run_leaves_what_the_other_jobs_need(finished: Watched) -> None:
     run, outcome, events = finished
     folder = Path(run.uri)
     assert not outcome.stopped
+    assert is_finished(run)
     assert outcome.metrics["step"] == 3 * STEPS_PER_EPOCH
     assert [event.step for event in events if event.kind == "step"] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
     assert load_settings(folder / "config.yaml") == run.settings
@@ -110,6 +112,7 @@ def test_a_stopped_run_goes_on_where_it_was(finished: Watched, tmp_path: Path) -
     stop = threading.Event()
     _, outcome, _ = train_and_watch(run, lambda event: stop.set() if event.kind == "step" else None, stop)
     assert outcome.stopped
+    assert not is_finished(run)
     stopped_at = outcome.metrics["step"]
     assert 1 <= stopped_at < 3 * STEPS_PER_EPOCH
     assert checkpoint_state(run.checkpoints, checkpoint_names(run.checkpoints)[-1]).step == stopped_at
