@@ -148,7 +148,7 @@ def _near_name(tree: DictConfig, key: str) -> str:
 
 def _leaf_names(node: DictConfig, prefix: str = "") -> list[str]:
     names = []
-    for key in node:
+    for key in map(str, node):
         child = node._get_node(key)
         names.append(f"{prefix}{key}")
         if isinstance(child, DictConfig):
