@@ -11,9 +11,13 @@ from torch.nn import functional
 
 from dfmvr.networks.heads import FaceHeads
 from dfmvr.networks.mulen_unet import MulEnUnet
+from dfmvr.networks.positions import ExpectedPositions
 from dfmvr.networks.rednet import RedNet
 from dfmvr.networks.settings import NetworkSettings
 from dfmvr.types import REGION_NAMES, FaceParams
+
+POSITION_FEATURES = 256
+"""Features that the heat maps' positions are read into."""
 
 _MASK_CHANNELS = {"one_hot": len(REGION_NAMES), "scalar": 1, "none": 0}
 
@@ -24,12 +28,16 @@ def build_network(settings: NetworkSettings) -> FaceNetwork:
     match settings.name:
         case "mulen_unet_rednet":
             fusion = MulEnUnet(settings.n_views, in_channels, settings.fusion_channels)
-            fused = fusion.out_channels + (2 if settings.coordinates else 0)
-            regressor = RedNet(fused, settings.regressor_channels)
+            regressor = RedNet(fusion.out_channels, settings.regressor_channels)
         case _:
             raise ValueError(f"network.name: cannot build {settings.name!r}")
-    heads = FaceHeads(regressor.out_features, settings.n_views)
-    return FaceNetwork(fusion, regressor, heads, settings.mask_input, settings.coordinates)
+    readers: list[nn.Module] = [regressor]
+    features = regressor.out_features
+    if settings.heat_maps:
+        readers.append(ExpectedPositions(fusion.out_channels, settings.heat_maps, POSITION_FEATURES))
+        features += POSITION_FEATURES
+    heads = FaceHeads(features, settings.n_views)
+    return FaceNetwork(fusion, nn.ModuleList(readers), heads, settings.mask_input)
 
 
 class FaceNetwork(nn.Module):
@@ -37,21 +45,17 @@ class FaceNetwork(nn.Module):
 
     Args:
         fusion: [B, V, C, H, W] -> [B, F, H, W].
-        regressor: [B, F, H, W] -> [B, features].
+        readers: each [B, F, H, W] -> [B, features]; the heads see all of their features.
         heads: [B, features] -> FaceParams.
         mask_input: see NetworkSettings.
-        coordinates: see NetworkSettings; the regressor then takes F + 2 channels.
     """
 
-    def __init__(
-        self, fusion: nn.Module, regressor: nn.Module, heads: FaceHeads, mask_input: str, coordinates: bool
-    ) -> None:
+    def __init__(self, fusion: nn.Module, readers: nn.ModuleList, heads: FaceHeads, mask_input: str) -> None:
         super().__init__()
         self.fusion = fusion
-        self.regressor = regressor
+        self.readers = readers
         self.heads = heads
         self.mask_input = mask_input
-        self.coordinates = coordinates
 
     def forward(self, images: Tensor, masks: Tensor) -> FaceParams:
         """Predict the faces.
@@ -69,9 +73,7 @@ class FaceNetwork(nn.Module):
                 f"got {tuple(images.shape)} and {tuple(masks.shape)}"
             )
         fused = self.fusion(self._inputs(images, masks))
-        if self.coordinates:
-            fused = _append_coordinates(fused)
-        return self.heads(self.regressor(fused))
+        return self.heads(torch.cat([reader(fused) for reader in self.readers], 1))
 
     def _inputs(self, images: Tensor, masks: Tensor) -> Tensor:
         """Map the pictures to [-1, 1] and append the mask's channels; the result is stored channels last."""
@@ -82,12 +84,3 @@ class FaceNetwork(nn.Module):
             case "scalar":
                 parts.append(masks.unsqueeze(-1).to(images.dtype))
         return torch.cat(parts, -1).movedim(-1, 2)
-
-
-def _append_coordinates(features: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, C + 2, H, W]: x and y of each pixel in [-1, 1]."""
-    batch, _, height, width = features.shape
-    x = torch.linspace(-1, 1, width, device=features.device, dtype=features.dtype)
-    y = torch.linspace(-1, 1, height, device=features.device, dtype=features.dtype)
-    places = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
-    return torch.cat([features, places.expand(batch, -1, -1, -1)], 1)

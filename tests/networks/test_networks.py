@@ -82,7 +82,7 @@ def test_sizes(size):
     images, masks = draw(3, size)
     with torch.no_grad():
         fused = network.fusion(network._inputs(images, masks))
-        params = network.heads(network.regressor(fused))
+        params = network.heads(torch.cat([reader(fused) for reader in network.readers], 1))
     assert fused.shape == (2, 16, size, size)
     assert all(value.isfinite().all() for value in values(params).values())
 
@@ -122,7 +122,7 @@ def test_a_few_steps_leave_evaluation_finite():
 def test_gradients_reach_the_inputs_of_every_view_and_every_layer():
     network = small()
     # after a first step: the residual branches start closed
-    for block in network.regressor.blocks:
+    for block in network.readers[0].blocks:
         nn.init.ones_(block.norm.weight)
     images, masks = draw(3, 64)
     images.requires_grad_()
