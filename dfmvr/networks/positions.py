@@ -13,8 +13,8 @@ class ExpectedPositions(nn.Module):
     """Reads heat maps off a feature map and returns what their centres of mass say.
 
     Average pooling tells a regressor that a feature is there, hardly where; a face's shape is in the where,
-    to a fraction of a pixel. Each heat map is one linear reading of the features, so that a channel which marks
-    a point of the face gives its place at once.
+    to a fraction of a pixel. Each heat map is one linear reading of the features, so that a channel which
+    marks a point of the face gives its place at once.
 
     Args:
         in_channels: channels C of the feature map.
