@@ -21,7 +21,8 @@ class Event:
     """One thing that happened in training."""
 
     kind: str
-    """`start` (workers are ready), `step`, `epoch`, `checkpoint`, `warning` or `fatal`."""
+    """`start` (workers are ready), `step`, `epoch`, `checkpoint`, `warning`, `fatal` (the run must end), or
+    `end`."""
     step: int
     """Optimiser steps done."""
     epoch: int

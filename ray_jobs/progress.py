@@ -68,7 +68,7 @@ class Progress:
                 case "start" | "warning":
                     self.say(event.message)
                 case "fatal":
-                    self.fatal = event.message
+                    self.fatal = "\n".join(filter(None, [self.fatal, event.message]))
 
     def _show_step(self, event: Event) -> None:
         self._scalars("train", event)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import secrets
 import statistics
 import sys
 import tempfile
@@ -92,7 +93,7 @@ def train_on_worker(config: dict[str, Job]) -> None:
         pass
     except _FATAL as error:
         worker.tell("fatal", message=f"{type(error).__name__}: {error}", now=True)
-    worker.tell("stop", now=True)
+    worker.tell("end", now=True)
 
 
 class Worker:
@@ -121,6 +122,8 @@ class Worker:
         self.skips = SkipCounter(self.settings.training.max_skipped_in_a_row)
         self.post = Post(job.monitor)
         self.rejects = {split: self._new_rejects(split) for split in ("train", "validation")}
+        self.start_id = secrets.token_hex(2)
+        self.saved_at = (-1, -1)
         self.epoch_losses: list[float] = []
         self.pace = Pace(self.settings.data.batch_size * self.world_size)
 
@@ -197,20 +200,26 @@ class Worker:
     def save(self, figures: dict[str, float]) -> None:
         """Write a checkpoint (rank 0) and report it to Ray Train (every rank, the same number of times).
 
-        A storage that fails costs this checkpoint, not the run.
+        A storage that fails costs this checkpoint, not the run. Names differ between starts of a run, and a
+        position is saved once in each: Ray must never hold two checkpoints in one folder.
         """
+        if self.saved_at == (self.state.epoch, self.state.samples_in_epoch):
+            return
+        self.saved_at = (self.state.epoch, self.state.samples_in_epoch)
         self.state = dataclasses.replace(
             self.state, skipped_steps=self.skips.total, seconds=self.state.seconds + self.pace.take_seconds()
         )
-        stored = self.rank == 0 and self._store()
-        context = ray.train.get_context().get_storage()
-        path = f"{context.experiment_fs_path}/{self.state.name}"
-        checkpoint = Checkpoint(path, context.storage_filesystem) if stored else None
+        name = f"{self.state.name}-{self.start_id}"
+        stored = self.rank == 0 and self._store(name)
+        place = ray.train.get_context().get_storage()
+        checkpoint = (
+            Checkpoint(f"{place.experiment_fs_path}/{name}", place.storage_filesystem) if stored else None
+        )
         metrics = {"val_loss": _NOT_VALIDATED, **figures, "epoch": self.state.epoch, "step": self.state.step}
         ray.train.report(
             metrics,
             checkpoint=checkpoint,
-            checkpoint_dir_name=self.state.name,
+            checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )
 
@@ -280,18 +289,16 @@ class Worker:
         torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX)
         return [bool(flag) for flag in raised.tolist()]
 
-    def _store(self) -> bool:
+    def _store(self, name: str) -> bool:
         started = time.monotonic()
         try:
             with tempfile.TemporaryDirectory() as folder:
                 save_checkpoint(folder, self.network, self.optimiser, self.state)
-                store_checkpoint(Path(folder), self.job.run.checkpoints, self.state.name)
+                store_checkpoint(Path(folder), self.job.run.checkpoints, name)
         except OSError as error:
             count = self.state.failed_checkpoints + 1
             self.state = dataclasses.replace(self.state, failed_checkpoints=count)
-            self.tell(
-                "warning", message=f"checkpoint {self.state.name} not stored, training goes on: {error}"
-            )
+            self.tell("warning", message=f"checkpoint {name} not stored, training goes on: {error}")
             return False
         self.tell("checkpoint", {"checkpoint_seconds": time.monotonic() - started}, now=True)
         return True

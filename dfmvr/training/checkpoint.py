@@ -5,7 +5,8 @@
     state.json              everything else: position in the data, settings, hashes, metrics, versions
     manifest.json           SHA-256 of the others; written last, so that a folder without it is unfinished
 
-Nothing is pickled. Random numbers need no state: every step seeds its generators from (seed, step, worker).
+Nothing is pickled. Random numbers need no state: order and augmentation are functions of the seed and of the
+position in the data.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class TrainingState:
 
     @property
     def name(self) -> str:
-        """Folder name of the checkpoint; names sort by time."""
+        """Name for the checkpoint's folder; names sort by time."""
         return f"epoch-{self.epoch:05d}-sample-{self.samples_in_epoch:09d}"
 
     @property
