@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ray.exceptions import RayError
 from tqdm import tqdm
 
 from dfmvr.config import Settings, config_hash, dump_settings, load_settings
@@ -63,12 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         task = plan(arguments, sys.argv[1:] if argv is None else list(argv))
         card = read_card(local_model(task.model))
-        task = dataclasses.replace(task, settings=with_card(task.settings, card))
-        manifest = check_data(task.settings)
+        manifest = check_data(with_card(task.settings, card))
         init_ray(arguments.address)
         metrics = evaluate(task, card, manifest, arguments.workers)
     except (ValueError, OSError, TooManyBadRows) as error:  # settings, data, storage, weights: told in a line
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except RayError as error:  # the last line is the worker's own error
+        print(f"error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
         return 1
     print(f"\n{terminal_table(metrics)}\n{storage.join(task.out, 'report.html')}")
     return 0
@@ -163,22 +166,12 @@ def evaluate(task: Task, card: ModelCard, manifest: Manifest, workers: int | Non
         ValueError: not one sample could be measured.
     """
     started = time.monotonic()
-    settings = task.settings.evaluation
-    total = min(manifest.rows["test"], settings.max_samples or manifest.rows["test"])
-    rejects = Rejects(
-        task.settings.data.max_bad_share, total, storage.join(task.out, "logs/bad-test-rows.jsonl")
-    )
-    results = []
-    with tqdm(total=total, unit="sample", desc="evaluate", dynamic_ncols=True) as bar:
-        for result in measure_split(task.settings, task.model, total, workers):
-            bar.update()
-            if result.reason:
-                rejects.add(BadRow(result.file, result.index, *result.reason))
-            else:
-                results.append(result)
+    settings = with_card(task.settings, card)
+    total = min(manifest.rows["test"], settings.evaluation.max_samples or manifest.rows["test"])
+    results, n_bad_rows = measure_all(task, settings, total, workers)
     rows = [result.row for result in results]
-    metrics = summarise(rows, settings.bootstrap_draws, task.settings.seed) | {
-        "n_bad_rows": len(rejects.items),
+    metrics = summarise(rows, settings.evaluation.bootstrap_draws, settings.seed) | {
+        "n_bad_rows": n_bad_rows,
         "name": task.name,
         "config_hash": config_hash(task.settings),
         "weights_hash": card.weights_hash,
@@ -187,11 +180,42 @@ def evaluate(task: Task, card: ModelCard, manifest: Manifest, workers: int | Non
         "distance_backend": rows[0]["backend"],
         "seconds": round(time.monotonic() - started, 1),
     }
+    areas = {method: pooled_areas(rows, method) for method in METHODS}
+    top_mm = nice_top(percentile(areas["mean_face"], 0.9))
+    content = ReportContent(
+        title=task.name,
+        metrics=metrics,
+        areas=areas,
+        rmse_mm={method: np.array([row[f"{method}_rmse_mm"] for row in rows]) for method in METHODS},
+        gallery=draw_gallery(settings, results, top_mm),
+        top_mm=top_mm,
+        facts=facts(task, metrics),
+        settings_yaml=dump_settings(task.settings),
+    )
     write_metrics(task.out, metrics)
     storage.write_bytes(storage.join(task.out, "evaluation/samples.parquet"), rows_to_table(rows))
-    page = write_report(report_content(task, metrics, results))
-    storage.write_bytes(storage.join(task.out, "report.html"), page.encode())
+    storage.write_bytes(storage.join(task.out, "report.html"), write_report(content).encode())
     return metrics
+
+
+def measure_all(
+    task: Task, settings: Settings, total: int, workers: int | None
+) -> tuple[list[RowResult], int]:
+    """Return the results of the test split's first `total` rows, and how many rows could not be read.
+
+    Raises:
+        TooManyBadRows: more than data.max_bad_share allows.
+    """
+    rejects = Rejects(settings.data.max_bad_share, total, storage.join(task.out, "logs/bad-test-rows.jsonl"))
+    results = []
+    with tqdm(total=total, unit="sample", desc="evaluate", dynamic_ncols=True) as bar:
+        for result in measure_split(settings, task.model, total, workers):
+            bar.update()
+            if result.reason:
+                rejects.add(BadRow(result.file, result.index, *result.reason))
+            else:
+                results.append(result)
+    return results, len(rejects.items)
 
 
 def write_metrics(out: str, metrics: dict[str, Any]) -> None:
@@ -202,34 +226,22 @@ def write_metrics(out: str, metrics: dict[str, Any]) -> None:
     storage.write_bytes(uri, (json.dumps(metrics | kept, indent=2) + "\n").encode())
 
 
-def report_content(task: Task, metrics: dict[str, Any], results: Sequence[RowResult]) -> ReportContent:
-    """Gather what the report shows; only its few samples are read again."""
-    rows = [result.row for result in results]
-    areas = {method: pooled_areas(rows, method) for method in METHODS}
-    top_mm = nice_top(percentile(areas["mean_face"], 0.9))
-    return ReportContent(
-        title=task.name,
-        metrics=metrics,
-        areas=areas,
-        rmse_mm={method: np.array([row[f"{method}_rmse_mm"] for row in rows]) for method in METHODS},
-        gallery=draw_gallery(task.settings, results, top_mm),
-        top_mm=top_mm,
-        facts={
-            "data set": f"{task.settings.data.uri} ({metrics['dataset_hash']})",
-            "weights": f"{task.model} ({metrics['weights_hash']})",
-            "face model": metrics["face_model_hash"],
-            "settings": metrics["config_hash"],
-            "distances by": metrics["distance_backend"],
-            "unreadable samples": str(metrics["n_bad_rows"]),
-            "time": f"{metrics['seconds']:.0f} s",
-            "command": task.command,
-        },
-        settings_yaml=dump_settings(task.settings),
-    )
+def facts(task: Task, metrics: dict[str, Any]) -> dict[str, str]:
+    """Return what identifies an evaluation, without a path of this machine beyond the command's own."""
+    return {
+        "data set": f"{task.settings.data.uri} · {metrics['dataset_hash']}",
+        "weights": metrics["weights_hash"],
+        "face model": metrics["face_model_hash"],
+        "settings": metrics["config_hash"],
+        "distances by": metrics["distance_backend"],
+        "unreadable samples": str(metrics["n_bad_rows"]),
+        "time": f"{metrics['seconds']:.0f} s",
+        "command": task.command,
+    }
 
 
 def draw_gallery(settings: Settings, results: Sequence[RowResult], top_mm: float) -> list[GalleryItem]:
-    """Draw samples from the best to the worst."""
+    """Draw samples from the best to the worst; only these are read again."""
     chosen = gallery_rows([result.row for result in results], settings.evaluation.gallery)
     if not chosen:
         return []

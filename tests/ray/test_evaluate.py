@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,13 +17,15 @@ from dfmvr.config import Settings, dump_settings, load_settings
 from dfmvr.data.manifest import Manifest, shard_uri, write_manifest
 from dfmvr.data.sample import Sample, encode_sample, rows_to_parquet
 from dfmvr.data.storage import write_bytes
+from dfmvr.evaluation.results import unpack_row
 from dfmvr.geometry.camera import default_intrinsics
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.morphable.population import FacePopulation
 from dfmvr.networks.face_network import build_network
 from dfmvr.networks.weights import ModelCard, save_model
-from dfmvr.types import VIEW_NAMES
+from dfmvr.types import VIEW_NAMES, FaceParams, ViewBatch
 from ray_jobs import evaluate
+from ray_jobs.evaluate_worker import MeasureBatch, read_stored_row
 
 IMAGE_SIZE = 32
 OVERRIDES = [
@@ -146,6 +150,56 @@ def test_the_samples_and_the_page_are_kept(output: str, run: Path) -> None:
     assert "Unreadable and set aside: 1" in page
     assert page.count('class="panel sample"') == 1
     assert f"--run {run}" in page
+
+
+@pytest.fixture(scope="module")
+def worker(run: Path) -> MeasureBatch:
+    settings = load_settings(run / "config.yaml")
+    return MeasureBatch(settings, str(run / "model"))
+
+
+def stored_rows(run: Path) -> pa.Table:
+    path = f"{run.parent}/data/test/part-00000.parquet"
+    table = pq.read_table(path)
+    return table.append_column("path", pa.array([path] * table.num_rows))
+
+
+def test_a_worker_gives_a_row_for_every_row(worker: MeasureBatch, run: Path) -> None:
+    out = worker(stored_rows(run).slice(1, 2)).to_pylist()
+    assert [row["index"] for row in out] == [1, 2]
+    assert out[0]["reason"] == []
+    assert out[1]["reason"][0] == "images[left]"
+    row = unpack_row(out[0]["row"])
+    assert row["sample_id"] == "s1"
+    assert row["rotation"].shape == (3, 3, 3)
+    assert row["backend"] in ("open3d", "kdtree")
+
+
+def test_a_row_without_a_scan_is_bad(worker: MeasureBatch, run: Path) -> None:
+    table = stored_rows(run).slice(0, 1).drop_columns(["scan_vertices", "scan_triangles"])
+    assert worker(table).to_pylist()[0]["reason"] == ["scan_vertices", "a scan to measure against", "null"]
+
+
+def test_a_network_that_predicts_no_numbers_is_an_error(
+    worker: MeasureBatch, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = worker.predictor.predict_params
+
+    def broken(batch: ViewBatch) -> FaceParams:
+        params = predict(batch)
+        return dataclasses.replace(params, identity=params.identity * float("nan"))
+
+    monkeypatch.setattr(worker.predictor, "predict_params", broken)
+    with pytest.raises(ValueError, match=r"sample 's0': expected finite parameters .* got identity"):
+        worker(stored_rows(run).slice(0, 1))
+
+
+def test_a_stored_row_is_found_again(run: Path) -> None:
+    data = load_settings(run / "config.yaml").data
+    path = f"{data.uri}/test/part-00000.parquet"
+    assert read_stored_row(data, path, 3).sample_id == "s3"
+    with pytest.raises(ValueError, match="expected a row 9, found none"):
+        read_stored_row(data, path, 9)
 
 
 @pytest.mark.ray
