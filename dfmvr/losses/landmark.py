@@ -74,7 +74,10 @@ def landmark_2d_loss(
 
 
 def landmark_3d_loss(
-    predicted: Float[Tensor, "*L K 3"], target: Float[Tensor, "*L K 3"], align_ids: Int[Tensor, " A"]
+    predicted: Float[Tensor, "*L K 3"],
+    target: Float[Tensor, "*L K 3"],
+    align_ids: Int[Tensor, " A"],
+    with_scale: bool = True,
 ) -> Float[Tensor, "*L"]:
     """Return the mean squared distance after the similarity that fits a few of the points best.
 
@@ -82,9 +85,10 @@ def landmark_3d_loss(
         predicted: [*L, K, 3] mm.
         target: [*L, K, 3] mm, in any frame.
         align_ids: [A] the points that decide the alignment.
+        with_scale: align the size too; without it the points are in true mm, and size is learnt from them.
 
     Returns:
         [*L] mm^2, measured in the target's frame.
     """
-    similarity = umeyama(predicted[..., align_ids, :], target[..., align_ids, :], with_scale=True)
+    similarity = umeyama(predicted[..., align_ids, :], target[..., align_ids, :], with_scale=with_scale)
     return (similarity.apply(predicted) - target).square().sum(-1).mean(-1)

@@ -48,6 +48,10 @@ class LossSettings:
     """Squared distance in pixels at 224 px, nose and inner mouth 20-fold."""
     landmarks_3d: float = 1.0
     """Squared distance in mm^2 after alignment, over the samples that have 3D landmarks."""
+    landmarks_3d_with_scale: bool = True
+    """Align the size of the 3D landmarks as well, as the paper does. Then nothing but the priors and
+    perspective hold a face's size, and a network drifts off in size and distance together; where landmarks
+    are in true mm, false ends that."""
     identity_prior: float = 3e-4
     """Sum of squared standard deviations (paper: w_reg x w_alpha)."""
     expression_prior: float = 0.8 * 3e-4
@@ -65,7 +69,7 @@ class LossSettings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             weight = getattr(self, field.name)
-            if not (math.isfinite(weight) and weight >= 0):
+            if field.type == "float" and not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"losses.{field.name}: expected a finite weight of at least 0, got {weight}")
 
 
@@ -123,7 +127,9 @@ def loss_terms(
         ).mean(),
         "mask": lambda: mask_loss(prediction.regions, batch.masks, shared).mean(),
         "landmarks_2d": lambda: _landmarks_2d(prediction, batch),
-        "landmarks_3d": lambda: _landmarks_3d(prediction, batch, face_model),
+        "landmarks_3d": lambda: _landmarks_3d(
+            prediction, batch, face_model, settings.landmarks_3d_with_scale
+        ),
         "identity_prior": lambda: normal_prior(params.identity).mean(),
         "expression_prior": lambda: expression_prior(
             params.expression, face_model.expression_mean, face_model.expression_precision
@@ -145,9 +151,12 @@ def _landmarks_2d(prediction: Prediction, batch: ViewBatch) -> Tensor:
     return landmark_2d_loss(prediction.landmarks_2d, batch.landmarks_2d, weights, image_size).mean()
 
 
-def _landmarks_3d(prediction: Prediction, batch: ViewBatch, face_model: MorphableModel) -> Tensor:
+def _landmarks_3d(
+    prediction: Prediction, batch: ViewBatch, face_model: MorphableModel, with_scale: bool
+) -> Tensor:
     """Average over the samples that have 3D landmarks; the others are compared with themselves."""
     valid = batch.landmarks_3d_valid
     target = torch.where(valid[:, None, None], batch.landmarks_3d, prediction.landmarks_3d.detach())
-    losses = landmark_3d_loss(prediction.landmarks_3d, target, face_model.align_7_in_101)
+    align = face_model.align_7_in_101
+    losses = landmark_3d_loss(prediction.landmarks_3d, target, align, with_scale)
     return (losses * valid).sum() / valid.sum().clamp_min(1)
