@@ -40,11 +40,12 @@ format: setup ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# Small tensors gain nothing from threads, and lose much when Ray's workers want the same cores.
 test: lint ## lint, then the tests that CI runs
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-slow: setup $(ANNY_INSTALLED) ## the tests that take minutes
-	@$(BIN)/python -m pytest -m slow
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 coverage: setup ## the tests' branch coverage of dfmvr
 	@$(BIN)/coverage run -m pytest
