@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.data import Dataset
+from ray.data import Dataset, ExecutionOptions
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dfmvr.config import Settings, load_settings
@@ -209,6 +209,11 @@ def build_trainer(job: Job, resources: dict[str, float]) -> TorchTrainer:
             "train": partial(open_training_data, job.run.settings, job.run.checkpoints),
             "validation": partial(open_validation_data, job.run.settings.data),
         },
+        dataset_config=ray.train.DataConfig(
+            # Ray Train overrides the data sets' own options; which rows a worker gets must not depend on timing.
+            execution_options=ExecutionOptions(preserve_order=True),
+            enable_shard_locality=False,
+        ),
         scaling_config=scaling.scaling_config(training, resources),
         torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
