@@ -210,7 +210,7 @@ def build_trainer(job: Job, resources: dict[str, float]) -> TorchTrainer:
             "validation": partial(open_validation_data, job.run.settings.data),
         },
         dataset_config=ray.train.DataConfig(
-            # Ray Train overrides the data sets' own options; which rows a worker gets must not depend on timing.
+            # Overrides the data sets' own options; which rows a worker gets must not depend on timing.
             execution_options=ExecutionOptions(preserve_order=True),
             enable_shard_locality=False,
         ),
