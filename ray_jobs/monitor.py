@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -52,8 +52,7 @@ class _Monitor:
 
 def start_monitor() -> ActorHandle[Any]:
     """Start the actor on the driver's node; it claims no CPU and lives as long as the driver."""
-    monitor: ActorHandle[Any] = ray.remote(num_cpus=0)(_Monitor).remote()
-    return monitor
+    return cast(ActorHandle[Any], ray.remote(num_cpus=0)(_Monitor).remote())
 
 
 class Post:
