@@ -41,7 +41,7 @@ from dfmvr.training.checkpoint import (
 )
 from dfmvr.training.optim import build_optimiser, learning_rate_at, set_learning_rate
 from dfmvr.training.step import NonFiniteLossError, SkipCounter, StepResult, train_step
-from dfmvr.training.validation import validation_means, validation_sums
+from dfmvr.training.validation import SUMS, validation_means, validation_sums
 from dfmvr.types import ViewBatch
 from ray_jobs.monitor import Event, Post
 from ray_jobs.reading import iterate_batches, steps_per_epoch, validation_batches
@@ -272,7 +272,14 @@ class Worker:
             ray.train.get_dataset_shard("validation"), self.settings.data, self.rejects["validation"]
         )
         on_device = (batch.to(self.device) for batch in batches)
-        sums = validation_sums(self.reconstructor, on_device, self.settings.losses).to(self.device)
+        sums, error = torch.zeros(len(SUMS), dtype=torch.float64), None
+        try:
+            sums = validation_sums(self.reconstructor, on_device, self.settings.losses)
+        except TooManyBadRows as raised:  # told to the others, who would wait for this worker's sums
+            error = raised
+        if any(self._agree(error is not None)):
+            raise error or PeerFailedError
+        sums = sums.to(self.device)
         if self.world_size > 1:
             torch.distributed.all_reduce(sums)
         return validation_means(sums)

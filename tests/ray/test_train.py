@@ -4,13 +4,17 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dfmvr.config import Settings, load_settings
+from dfmvr.config import Settings, dump_settings
+from dfmvr.data import storage
 from dfmvr.data.manifest import read_manifest
 from dfmvr.data.settings import DataSettings
 from dfmvr.networks.settings import NetworkSettings
@@ -19,7 +23,7 @@ from dfmvr.training.optim import OptimiserSettings
 from dfmvr.training.step import TrainingSettings
 from ray_jobs.monitor import Event
 from ray_jobs.runs import Run, checkpoint_names, checkpoint_state, new_run, open_run
-from ray_jobs.train import Outcome, check_data, finish, is_finished, main, parse, train
+from ray_jobs.train import STOPPED, Outcome, check_data, finish, is_finished, main, parse, train
 
 CHECKPOINT_EVERY = 3
 STEPS_PER_EPOCH = 12
@@ -58,28 +62,29 @@ def train_and_watch(
 
 
 @pytest.fixture(scope="module")
-def finished(ray_cluster: None, small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    """A run that nothing has disturbed."""
-    return train_and_watch(new_run(tiny_settings(small_dataset, tmp_path_factory.mktemp("runs")), "finished"))
+def finished(ray_cluster: None, s3_server: str, small_dataset: Path) -> Watched:
+    """A run that nothing has disturbed, kept in object storage."""
+    return train_and_watch(new_run(tiny_settings(small_dataset, f"{s3_server}/train"), "finished"))
 
 
 @pytest.mark.ray
-def test_a_run_leaves_what_the_other_jobs_need(finished: Watched) -> None:
+def test_a_run_leaves_what_the_other_jobs_need(finished: Watched, tmp_path: Path) -> None:
     run, outcome, events = finished
-    folder = Path(run.uri)
     assert not outcome.stopped
     assert is_finished(run)
     assert outcome.metrics["step"] == 3 * STEPS_PER_EPOCH
     assert [event.step for event in events if event.kind == "step"] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
-    assert load_settings(folder / "config.yaml") == run.settings
-    metrics = json.loads((folder / "metrics.json").read_text())["training"]
+    assert open_run(run.uri) == run
+    metrics = json.loads(storage.read_bytes(run.path("metrics.json")))["training"]
     assert [epoch["epoch"] for epoch in metrics["history"]] == [1, 2, 3]
     assert metrics["best"]["val_loss"] == min(epoch["val_loss"] for epoch in metrics["history"])
-    assert list((folder / "logs").glob("events.out.tfevents.*"))
-    _, card = load_model(folder / "model")
+    assert any("events.out.tfevents." in uri for uri in storage.list_files(run.path("logs")))
+    for uri in storage.list_files(run.path("model")):
+        (tmp_path / uri.rpartition("/")[2]).write_bytes(storage.read_bytes(uri))
+    _, card = load_model(tmp_path)
     assert card.weights_hash == metrics["weights_hash"]
     assert card.metrics["val_loss"] == metrics["best"]["val_loss"]
-    # One kept for its validation loss besides the other; those inside epochs are gone.
+    # Those kept for their validation loss, and perhaps the newest; those inside epochs are gone.
     assert len(checkpoint_names(run.checkpoints)) <= run.settings.training.keep + 1
 
 
@@ -121,6 +126,39 @@ def test_a_stopped_run_goes_on_where_it_was(finished: Watched, tmp_path: Path) -
     assert events[0].step == stopped_at
     assert outcome.metrics["step"] == 3 * STEPS_PER_EPOCH
     assert outcome.metrics["history"][-1]["val_loss"] == pytest.approx(undisturbed, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ctrl_c_leaves_a_checkpoint(small_dataset: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(small_dataset, tmp_path / "runs")
+    training = dataclasses.replace(settings.training, epochs=1000, cpus_per_worker=0.0)
+    (tmp_path / "c.yaml").write_text(dump_settings(dataclasses.replace(settings, training=training)))
+    command = [
+        sys.executable,
+        "-m",
+        "ray_jobs.train",
+        "--config",
+        str(tmp_path / "c.yaml"),
+        "--run-id",
+        "mine",
+    ]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 300
+        while "epoch 1:" not in (tmp_path / "log").read_text():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) == STOPPED
+    run = open_run(str(tmp_path / "runs" / "mine"))
+    newest = checkpoint_state(run.checkpoints, checkpoint_names(run.checkpoints)[-1])
+    assert (
+        f"stopped; go on with --resume mine: {newest.epoch} epochs, {newest.step} steps"
+        in (tmp_path / "log").read_text()
+    )
+    load_model(tmp_path / "runs" / "mine" / "model")
 
 
 def test_wrong_settings_are_told_before_ray_starts(
