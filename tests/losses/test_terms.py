@@ -228,6 +228,15 @@ def test_landmark_3d_gradient_against_finite_differences():
     assert gradcheck(lambda points: landmark_3d_loss(points, target, ALIGN), predicted)
 
 
+def test_size_costs_only_where_the_landmarks_are_in_true_mm():
+    target = torch.randn(1, 20, 3, dtype=torch.float64)
+    larger = 1.1 * target + 3.0
+    assert landmark_3d_loss(larger, target, ALIGN).item() < 1e-12
+    centred = target - target[:, ALIGN].mean(1, keepdim=True)
+    expected = (0.1 * centred).square().sum(-1).mean(-1)
+    torch.testing.assert_close(landmark_3d_loss(larger, target, ALIGN, with_scale=False), expected)
+
+
 # ---- priors
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -101,11 +103,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def output(run: Path, ray_cluster: None) -> str:
     """What the job prints."""
-    with pytest.MonkeyPatch.context() as patch:
-        printed: list[str] = []
-        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert evaluate.main(["--run", str(run), "--workers", "1"]) == 0
-    return "\n".join(printed)
+    return printed.getvalue()
 
 
 @pytest.mark.ray

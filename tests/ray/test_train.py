@@ -155,7 +155,7 @@ def test_ctrl_c_leaves_a_checkpoint(small_dataset: Path, tmp_path: Path) -> None
     run = open_run(str(tmp_path / "runs" / "mine"))
     newest = checkpoint_state(run.checkpoints, checkpoint_names(run.checkpoints)[-1])
     assert (
-        f"stopped; go on with --resume mine: {newest.epoch} epochs, {newest.step} steps"
+        f"stopped; go on with --resume {run.uri}: {newest.epoch} epochs, {newest.step} steps"
         in (tmp_path / "log").read_text()
     )
     load_model(tmp_path / "runs" / "mine" / "model")
