@@ -29,6 +29,7 @@ from dfmvr.data.settings import DataSettings
 from dfmvr.networks.face_network import build_network
 from dfmvr.networks.weights import WEIGHTS_FILE, ModelCard, load_weights, save_model
 from dfmvr.training.checkpoint import TrainingState
+from dfmvr.training.step import TrainingSettings
 from ray_jobs import scaling
 from ray_jobs.monitor import Event, start_monitor
 from ray_jobs.progress import Progress
@@ -338,7 +339,8 @@ def report(run: Run, outcome: Outcome) -> None:
     """Print how the run ended and where its results are."""
     metrics = outcome.metrics
     best = "  ".join(f"{name} {value:.4g}" for name, value in metrics["best"].items())
-    end = f"stopped; go on with --resume {run.id}" if outcome.stopped else "done"
+    where = run.id if run.settings.training.runs == TrainingSettings().runs else run.uri
+    end = f"stopped; go on with --resume {where}" if outcome.stopped else "done"
     print(f"{end}: {metrics['epochs']} epochs, {metrics['step']} steps, {metrics['seconds'] / 60:.1f} min")
     if metrics["skipped_steps"] or metrics["failed_checkpoints"]:
         print(
