@@ -81,8 +81,9 @@ def main() -> None:
         cpu.append(time.process_time() - processor)
 
     truth = evaluator.truth(samples[0])
-    placed = evaluator.measure(truth, predictions[0]).transform.apply(evaluator.vertices(predictions[0]))
-    triangles = evaluator.model.triangles.numpy()
+    surface = evaluator.face(predictions[0]).surface
+    placed = evaluator.measure(truth, predictions[0]).transform.apply(surface.vertices)
+    triangles = surface.triangles
     sides = {
         "ours": lambda: Surface(placed, triangles).closest(truth.points),
         "trimesh": lambda: trimesh.proximity.closest_point(

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-NEIGHBOURS = 3
-"""Nearest vertices whose triangles the KD-tree looks at: with 1, sharp creases are missed now and then."""
+NEIGHBOURS = 8
+"""Triangles that the KD-tree looks at: those with the nearest centres. On faces the mean is 0.06 % too large;
+the triangles around the nearest vertices leave 1 %, for more work."""
 
 
 @dataclass(frozen=True)
@@ -166,31 +167,18 @@ def _open3d_search(vertices: Floats, triangles: Ints) -> _Search:
 def _kdtree_search(vertices: Floats, triangles: Ints) -> _Search:
     from scipy.spatial import cKDTree
 
-    used = np.unique(triangles)  # a vertex without a triangle is not on the surface
-    tree = cKDTree(vertices[used])
-    fans = _triangle_fans(triangles, len(vertices))
-    neighbours = min(NEIGHBOURS, len(used))
+    a, b, c = (vertices[triangles[:, corner]] for corner in range(3))
+    tree = cKDTree((a + b + c) / 3)
+    neighbours = min(NEIGHBOURS, len(triangles))
 
     def search(queries: Floats) -> tuple[Floats, Ints]:
-        near = used[tree.query(queries, k=neighbours)[1].reshape(len(queries), neighbours)]
-        candidates = fans[near].reshape(len(queries), -1)
-        corners = vertices[triangles[candidates]]
-        points = closest_on_triangles(queries[:, None], corners[:, :, 0], corners[:, :, 1], corners[:, :, 2])
+        near = tree.query(queries, k=neighbours)[1].reshape(len(queries), neighbours)
+        points = closest_on_triangles(queries[:, None], a[near], b[near], c[near])
         best = np.sum((points - queries[:, None]) ** 2, axis=2).argmin(axis=1)
         rows = np.arange(len(queries))
-        return points[rows, best], candidates[rows, best]
+        return points[rows, best], near[rows, best]
 
     return search
-
-
-def _triangle_fans(triangles: Ints, n_vertices: int) -> Ints:
-    """Return [N, D] the triangles around each vertex; short fans repeat their last, D is the longest."""
-    corners = triangles.reshape(-1)
-    order = np.argsort(corners, kind="stable")
-    counts = np.bincount(corners, minlength=n_vertices)
-    starts = np.cumsum(counts) - counts
-    places = np.minimum(np.arange(counts.max())[None], np.maximum(counts - 1, 0)[:, None])
-    return order[np.minimum(starts[:, None] + places, len(order) - 1)] // 3
 
 
 def _check_mesh(vertices: Floats, triangles: Ints) -> None:

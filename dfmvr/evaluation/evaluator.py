@@ -65,6 +65,7 @@ class Evaluator:
         self.model, self.dense_model, self.settings = model, dense_model, settings
         self.regions: NDArray[np.int8] = face_regions(
             dense_model.mean_shape.numpy().astype(np.float64),
+            dense_model.triangles.numpy(),
             dense_model.labels.numpy(),
             dense_model.landmarks_68.numpy(),
         )

@@ -1,6 +1,6 @@
 """How a predicted face is measured against a scan.
 
-1. The scan is cropped to a ball around the face (NoW's centre and radius), without the mouth's inside.
+1. The scan is cropped to a ball around the face (NoW's centre and radius), without hidden parts.
 2. The prediction is aligned on seven landmarks, then registered to the cropped scan (`registration.refine`).
 3. Distances run from every cropped scan vertex to the predicted surface, in the scan's millimetres. A vertex
    counts with the area of scan around it: a mesh that is finer at the eyes does not make eyes matter more.

@@ -7,24 +7,36 @@ and belong to vertices: a scan vertex takes the region of the nearest dense corr
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dfmvr.evaluation.distance import Floats, Ints
+from dfmvr.geometry.camera import SUBJECT_DISTANCE, to_camera
+from dfmvr.geometry.rotation import euler_to_matrix
+from dfmvr.render.zbuffer import ZBufferRenderer
 from dfmvr.types import REGION_NAMES
 
 REGIONS = ("nose", "mouth", "eyes_brows", "cheeks", "forehead", "chin")
-"""Names of the regions 0-5; -1 marks what no scanner sees and nothing measures: the inside of the mouth."""
+"""Names of the regions 0-5; -1 marks what no scanner sees and nothing measures."""
 
 UNMEASURED = -1
+
+SIDES_PITCH, SIDES_YAW = (-35.0, 0.0, 35.0), (-80.0, -40.0, 0.0, 40.0, 80.0)
+"""Degrees: the sides that a scanner sees a face from."""
+_PIXELS, _SPAN = 384, 240.0  # a pixel is 0.6 mm; a triangle of level 1 measures two or three
 
 _LABEL = {name: label for label, name in enumerate(REGION_NAMES)}
 
 
-def face_regions(vertices: Floats, labels: Ints, landmarks_68: Ints) -> NDArray[np.int8]:
+def face_regions(vertices: Floats, triangles: Ints, labels: Ints, landmarks_68: Ints) -> NDArray[np.int8]:
     """Return the region of each vertex of a face model.
+
+    Not measured are the inside of the mouth, and what cannot be seen from outside on the mean face: the backs
+    of the eyeballs, the lids' and lips' inner sides.
 
     Args:
         vertices: [N, 3] mm, the mean shape in model space.
+        triangles: [F, 3].
         labels: [N] region labels of types.REGION_NAMES.
         landmarks_68: [68] vertex ids, iBUG order.
 
@@ -59,8 +71,33 @@ def face_regions(vertices: Floats, labels: Ints, landmarks_68: Ints) -> NDArray[
         ("mouth", ("upper_lip", "lower_lip")),
     ):
         regions[np.isin(labels, [_LABEL[name] for name in members])] = REGIONS.index(region)
-    regions[np.isin(labels, [_LABEL["background"], _LABEL["mouth"]])] = UNMEASURED
+    inside = np.isin(labels, [_LABEL["background"], _LABEL["mouth"]])
+    regions[inside | ~seen_from_outside(vertices, triangles)] = UNMEASURED
     return regions
+
+
+def seen_from_outside(vertices: Floats, triangles: Ints) -> NDArray[np.bool_]:
+    """Return [N] whether a triangle around the vertex is seen from one of fifteen sides.
+
+    Args:
+        vertices: [N, 3] mm, a face in model space.
+        triangles: [F, 3].
+    """
+    shape, faces = torch.as_tensor(vertices, dtype=torch.float32), torch.as_tensor(triangles)
+    sides = [(pitch, yaw, 0.0) for pitch in SIDES_PITCH for yaw in SIDES_YAW]
+    rotations = euler_to_matrix(torch.deg2rad(torch.tensor(sides)))
+    focal = _PIXELS * SUBJECT_DISTANCE / _SPAN
+    intrinsics = torch.tensor([[focal, 0, _PIXELS / 2], [0, focal, _PIXELS / 2], [0, 0, 1]])
+    drawn = ZBufferRenderer()(
+        to_camera(shape - shape.mean(dim=0), rotations, torch.zeros(3)),
+        faces,
+        torch.zeros(len(shape), 1),
+        intrinsics,
+        _PIXELS,
+    )
+    seen = np.zeros(len(vertices), dtype=bool)
+    seen[triangles[np.unique(drawn.triangle_ids[drawn.mask].numpy())]] = True
+    return seen
 
 
 def nearest_regions(points: Floats, vertices: Floats, regions: NDArray[np.int8]) -> NDArray[np.int8]:

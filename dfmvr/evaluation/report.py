@@ -43,8 +43,8 @@ COLUMNS = (
     ),
 )
 PROTOCOL = (
-    "The scan is cropped to a ball around the face (centre and radius as in the NoW challenge), without the "
-    "inside of the mouth.",
+    "The scan is cropped to a ball around the face (centre and radius as in the NoW challenge), without "
+    "what cannot be seen from outside: the inside of the mouth, the backs of the eyeballs.",
     "The prediction is aligned to the scan on seven landmarks, then registered by Gauss-Newton ICP on "
     "point-to-surface distances over scale, rotation and translation.",
     "Distances run from every vertex of the cropped scan to the closest point of the predicted surface. A "

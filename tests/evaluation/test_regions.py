@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import trimesh
 
-from dfmvr.evaluation.regions import REGIONS, UNMEASURED, face_regions, nearest_regions
+from dfmvr.evaluation.regions import REGIONS, UNMEASURED, face_regions, nearest_regions, seen_from_outside
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.types import REGION_NAMES
 
@@ -11,7 +12,10 @@ from dfmvr.types import REGION_NAMES
 @pytest.fixture(scope="module")
 def regions(dense_model: MorphableModel) -> np.ndarray:
     return face_regions(
-        dense_model.mean_shape.numpy(), dense_model.labels.numpy(), dense_model.landmarks_68.numpy()
+        dense_model.mean_shape.numpy(),
+        dense_model.triangles.numpy(),
+        dense_model.labels.numpy(),
+        dense_model.landmarks_68.numpy(),
     )
 
 
@@ -49,7 +53,22 @@ def test_the_inside_of_the_mouth_is_not_measured(regions: np.ndarray, dense_mode
     inside = dense_model.labels.numpy() == REGION_NAMES.index("mouth")
     assert (regions[inside] == UNMEASURED).all()
     skin = dense_model.labels.numpy() == REGION_NAMES.index("skin")
-    assert (regions[skin] != UNMEASURED).all()
+    assert (regions[skin] != UNMEASURED).mean() > 0.95
+
+
+def test_the_backs_of_the_eyeballs_are_not_measured(regions: np.ndarray, dense_model: MorphableModel) -> None:
+    eye = np.flatnonzero(dense_model.labels.numpy() == REGION_NAMES.index("left_eye"))
+    depth = dense_model.mean_shape.numpy()[eye, 2]
+    assert regions[eye[depth.argmax()]] == REGIONS.index("eyes_brows")
+    assert regions[eye[depth.argmin()]] == UNMEASURED
+
+
+def test_only_the_near_side_of_a_shell_is_seen(sphere: trimesh.Trimesh) -> None:
+    inner = len(sphere.vertices)
+    vertices = np.concatenate([sphere.vertices, 0.8 * sphere.vertices])
+    seen = seen_from_outside(vertices, np.concatenate([sphere.faces, sphere.faces + inner]))
+    assert not seen[inner:].any()
+    assert seen[:inner][sphere.vertices[:, 2] > 0].all()
 
 
 def test_regions_are_symmetric(regions: np.ndarray, dense_model: MorphableModel) -> None:
