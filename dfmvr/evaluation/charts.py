@@ -18,6 +18,7 @@ METHOD_TITLES = {"mean_face": "mean face", "network": "network", "floor": "best 
 
 _WIDTH, _HEIGHT = 560, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 18, 38
+_LABEL_WIDTH = 150
 
 
 def region_bars(regions_mm: Mapping[str, Mapping[str, float | None]]) -> str:
@@ -82,7 +83,8 @@ def sample_histogram(rmse_mm: Mapping[str, Floats]) -> str:
     top = nice_top(max(float(values.max()) for values in rmse_mm.values()))
     edges = np.linspace(0, top, 41)
     heights = {method: np.histogram(rmse_mm[method], edges)[0] for method in METHODS}
-    highest = nice_top(max(int(h.max()) for h in heights.values()))
+    # The floor's samples often share one bar: it is cut off rather than the others made flat.
+    highest = nice_top(max(int(heights[method].max()) for method in METHODS if method != "floor"))
     x = _linear(0, top, _LEFT, _WIDTH - _RIGHT)
     y = _linear(0, highest, _HEIGHT - _BOTTOM, _TOP)
     parts = _horizontal_grid(highest, y, "samples")
@@ -92,8 +94,9 @@ def sample_histogram(rmse_mm: Mapping[str, Floats]) -> str:
             if count:
                 tip = f"{METHOD_TITLES[method]}: {count} samples at {low:.2f}-{high:.2f} mm"
                 parts.append(
-                    f'<rect class="fill {method} veil" x="{x(low) + 0.5:.1f}" y="{y(count):.1f}" '
-                    f'width="{x(high) - x(low) - 1:.1f}" height="{y(0) - y(count):.1f}" rx="1.5">'
+                    f'<rect class="fill {method} veil" x="{x(low) + 0.5:.1f}" '
+                    f'y="{y(min(count, highest)):.1f}" width="{x(high) - x(low) - 1:.1f}" '
+                    f'height="{y(0) - y(min(count, highest)):.1f}" rx="1.5">'
                     f"<title>{escape(tip)}</title></rect>"
                 )
         middle = float(np.mean(rmse_mm[method]))
@@ -112,11 +115,15 @@ def position_scale(rmse_mm: Mapping[str, float]) -> str:
         place, anchor = (x(tick), "middle") if tick > 0 else (2.0, "start")
         parts.append(f'<text x="{place:.1f}" y="{middle + 22}" text-anchor="{anchor}">{tick:g} mm</text>')
     parts.append(_line(x(rmse_mm["network"]), middle, x(rmse_mm["mean_face"]), middle, "reach"))
+    anchors = dict.fromkeys(METHODS, "middle")
+    if abs(x(rmse_mm["mean_face"]) - x(rmse_mm["network"])) < _LABEL_WIDTH:
+        below, above = sorted(("network", "mean_face"), key=lambda method: rmse_mm[method])
+        anchors |= {below: "end", above: "start"}
     for method in METHODS:
         place = x(rmse_mm[method])
         parts.append(f'<circle class="fill {method}" cx="{place:.1f}" cy="{middle}" r="8"/>')
         parts.append(
-            f'<text class="strong" x="{place:.1f}" y="{middle - 18}" text-anchor="middle">'
+            f'<text class="strong" x="{place:.1f}" y="{middle - 18}" text-anchor="{anchors[method]}">'
             f"{escape(METHOD_TITLES[method])} {rmse_mm[method]:.2f}</text>"
         )
     return _svg(parts, "Where the network stands between floor and mean face", width, height)

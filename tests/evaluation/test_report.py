@@ -10,7 +10,7 @@ import pytest
 import trimesh
 
 from dfmvr.data.sample import Sample
-from dfmvr.evaluation.charts import nice_top, ticks
+from dfmvr.evaluation.charts import nice_top, position_scale, sample_histogram, ticks
 from dfmvr.evaluation.evaluator import METHODS, Coefficients, Evaluator
 from dfmvr.evaluation.gallery import TURNS, picture_sample
 from dfmvr.evaluation.pictures import (
@@ -175,6 +175,24 @@ def test_axes_end_at_round_numbers(value: float, top: float) -> None:
     assert marks[0] == 0
     assert 3 <= len(marks) <= 11
     assert marks[-1] <= top * (1 + 1e-9)
+
+
+def test_labels_that_would_touch_point_away_from_each_other() -> None:
+    apart = position_scale({"mean_face": 2.0, "network": 1.0, "floor": 0.1})
+    close = position_scale({"mean_face": 2.0, "network": 1.9, "floor": 0.1})
+    assert 'text-anchor="end"' not in apart
+    assert re.search('text-anchor="end">network 1.90', close)
+    assert re.search('text-anchor="start">mean face 2.00', close)
+
+
+def test_the_floor_does_not_flatten_the_histogram() -> None:
+    spread = np.linspace(1, 2, 40)
+    drawn = sample_histogram({"mean_face": spread, "network": spread, "floor": np.full(40, 0.1)})
+    tops = [float(top) for top in re.findall(r'class="fill \w+ veil" [^>]*?y="([\d.]+)"', drawn)]
+    assert "40 samples at" in drawn  # the tip tells the whole number
+    middle = (min(tops) + max(tops)) / 2
+    assert sum(top < middle + 1e-9 for top in tops) > 10  # the others fill the chart
+    assert min(tops) >= 10  # and the floor does not leave it
 
 
 def test_turntables_are_odd_so_that_the_middle_is_frontal() -> None:
