@@ -110,6 +110,7 @@ def test_a_killed_worker_costs_at_most_one_checkpoint_interval(finished: Watched
     assert outcome.metrics["history"][-1]["val_loss"] == pytest.approx(undisturbed, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_stopped_run_goes_on_where_it_was(finished: Watched, tmp_path: Path) -> None:
     undisturbed = finished[1].metrics["history"][-1]["val_loss"]
