@@ -58,41 +58,58 @@ class Reconstructor(nn.Module):
         self.register_buffer("region_attributes", one_hot, persistent=False)
         self.region_attributes: Tensor
 
-    def forward(self, batch: ViewBatch) -> Prediction:
+    def forward(self, batch: ViewBatch, render: bool = True) -> Prediction:
         """Predict the faces of a batch and draw them into its views."""
         params: FaceParams = self.network(batch.images, batch.masks)
-        return self.draw(params, batch.intrinsics, batch.images.shape[-1])
+        return self.draw(params, batch.intrinsics, batch.images.shape[-1], render)
 
-    def draw(self, params: FaceParams, intrinsics: Tensor, image_size: int) -> Prediction:
+    def draw(
+        self, params: FaceParams, intrinsics: Tensor, image_size: int, render: bool = True
+    ) -> Prediction:
         """Decode parameters and render them.
 
         Args:
             params: parameters with leading shape [B].
             intrinsics: [B, V, 3, 3] pixels.
             image_size: height and width in pixels.
+            render: False leaves the pictures empty, for losses that do not look at them.
         """
         model = self.face_model
         vertices = model.vertices(params.identity, params.expression)
         albedo = model.albedo(params.albedo)
         camera = to_camera(vertices.unsqueeze(1), params.rotation, params.translation)
-        normals = vertex_normals(vertices, model.triangles)
-        view_normals = normals.unsqueeze(1) @ params.rotation.transpose(-1, -2)
-        radiance = shade(albedo.unsqueeze(1), view_normals, params.light)
-        regions = self.region_attributes.expand(*radiance.shape[:-1], -1)
-        output = self.renderer(
-            camera, model.triangles, torch.cat([radiance, regions], -1), intrinsics, image_size
-        )
-        drawn = output.mask.unsqueeze(-1)
+        if render:
+            attributes, mask = self._render(vertices, albedo, camera, params, intrinsics, image_size)
+        else:
+            attributes = vertices.new_zeros(*camera.shape[:2], image_size, image_size, 3 + len(REGION_NAMES))
+            mask = attributes[..., 0] > 0
         return Prediction(
             params=params,
             vertices=vertices,
             albedo=albedo,
             landmarks_3d=vertices[:, model.landmarks_101],
             landmarks_2d=project(camera[:, :, model.landmarks_68], intrinsics),
-            image=linear_to_srgb(output.attributes[..., :3]) * drawn,
-            regions=output.attributes[..., 3:],
-            mask=output.mask,
+            image=linear_to_srgb(attributes[..., :3]) * mask.unsqueeze(-1),
+            regions=attributes[..., 3:],
+            mask=mask,
         )
+
+    def _render(
+        self,
+        vertices: Tensor,
+        albedo: Tensor,
+        camera: Tensor,
+        params: FaceParams,
+        intrinsics: Tensor,
+        image_size: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the drawn attributes [B, V, H, W, 3 + 10] (radiance, region labels) and their mask."""
+        triangles = self.face_model.triangles
+        normals = vertex_normals(vertices, triangles).unsqueeze(1) @ params.rotation.transpose(-1, -2)
+        radiance = shade(albedo.unsqueeze(1), normals, params.light)
+        regions = self.region_attributes.expand(*radiance.shape[:-1], -1)
+        output = self.renderer(camera, triangles, torch.cat([radiance, regions], -1), intrinsics, image_size)
+        return output.attributes, output.mask
 
 
 def build_reconstructor(network: NetworkSettings, face_model: FaceModelSettings) -> Reconstructor:

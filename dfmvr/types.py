@@ -95,6 +95,8 @@ class FaceParams(_Movable):
     """[*L, V, 3, 3] model space -> view-aligned model space; identity = frontal."""
     translation: Tensor
     """[*L, V, 3] mm, in model axes; zero: the origin lies on the optical axis at the subject's distance."""
+    seen_landmarks: Tensor | None = None
+    """[*L, V, 68, 2] pixels: where the network's heat maps see the landmarks; None without such maps."""
 
 
 @dataclass(frozen=True)

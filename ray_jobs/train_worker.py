@@ -234,9 +234,10 @@ class Worker:
         learning_rate = learning_rate_at(self.state.step, self.job.total_steps, self.settings.optimiser)
         set_learning_rate(self.optimiser, learning_rate)
         self.pace.mark_data()
-        result = train_step(
-            self.trained, batch, self.optimiser, self.settings.losses, self.settings.optimiser.clip_norm
-        )
+        losses = self.settings.losses
+        if self.state.step < self.settings.training.render_from * self.job.total_steps:
+            losses = losses.without_rendering()
+        result = train_step(self.trained, batch, self.optimiser, losses, self.settings.optimiser.clip_norm)
         self.pace.mark_step()
         samples = self.state.samples_in_epoch + batch.images.shape[0] * self.world_size
         self.state = dataclasses.replace(self.state, step=self.state.step + 1, samples_in_epoch=samples)

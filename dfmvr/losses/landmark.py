@@ -73,6 +73,31 @@ def landmark_2d_loss(
     return (weights * squared).mean(-1)
 
 
+def seen_landmark_loss(
+    seen: Float[Tensor, "*L 68 2"],
+    target: Float[Tensor, "*L 68 2"],
+    weights: Float[Tensor, "*L 68"],
+    image_size: int,
+) -> Float[Tensor, "*L"]:
+    """Return the weighted mean distance between landmarks seen in a picture and the detector's.
+
+    Distances, not their squares: the network finds a landmark by itself here, so the detector's outliers must
+    not pull at it.
+
+    Args:
+        seen: [*L, 68, 2] pixels.
+        target: [*L, 68, 2] pixels; any finite value where the weight is 0.
+        weights: [*L, 68] confidences.
+        image_size: side of the picture in pixels.
+
+    Returns:
+        [*L] pixels at 224 px, rounded off below one pixel (pseudo-Huber).
+    """
+    scale = PAPER_IMAGE_SIZE / image_size
+    squared = (scale * (seen - target)).square().sum(-1)
+    return (weights * ((1 + squared).sqrt() - 1)).mean(-1)
+
+
 def landmark_3d_loss(
     predicted: Float[Tensor, "*L K 3"],
     target: Float[Tensor, "*L K 3"],

@@ -14,7 +14,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dfmvr.losses.landmark import landmark_2d_loss, landmark_3d_loss, landmark_weights, yaw_of
+from dfmvr.losses.landmark import (
+    landmark_2d_loss,
+    landmark_3d_loss,
+    landmark_weights,
+    seen_landmark_loss,
+    yaw_of,
+)
 from dfmvr.losses.mask import mask_loss
 from dfmvr.losses.photo import photo_loss
 from dfmvr.losses.regularisation import (
@@ -46,6 +52,10 @@ class LossSettings:
     eight times this difference near the truth."""
     landmarks_2d: float = 0.02
     """Squared distance in pixels at 224 px, nose and inner mouth 20-fold."""
+    landmark_maps: float = 20.0
+    """Distance in pixels at 224 px between the landmarks that the network's heat maps see and the data's; not
+    for networks without such maps (network.landmark_maps). As strong as the other terms together, which
+    also pull at the maps' places and would make something else than landmarks of them."""
     landmarks_3d: float = 1.0
     """Squared distance in mm^2 after alignment, over the samples that have 3D landmarks."""
     landmarks_3d_with_scale: bool = True
@@ -71,6 +81,15 @@ class LossSettings:
             weight = getattr(self, field.name)
             if field.type == "float" and not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"losses.{field.name}: expected a finite weight of at least 0, got {weight}")
+
+    @property
+    def needs_rendering(self) -> bool:
+        """Whether a term looks at the rendered face."""
+        return self.photo > 0 or self.mask > 0
+
+    def without_rendering(self) -> LossSettings:
+        """Return the weights without the terms that look at the rendered face."""
+        return dataclasses.replace(self, photo=0.0, mask=0.0)
 
 
 class Prediction(Protocol):
@@ -127,6 +146,7 @@ def loss_terms(
         ).mean(),
         "mask": lambda: mask_loss(prediction.regions, batch.masks, shared).mean(),
         "landmarks_2d": lambda: _landmarks_2d(prediction, batch),
+        "landmark_maps": lambda: _landmark_maps(params.seen_landmarks, batch),
         "landmarks_3d": lambda: _landmarks_3d(
             prediction, batch, face_model, settings.landmarks_3d_with_scale
         ),
@@ -139,7 +159,15 @@ def loss_terms(
         "light_colour": lambda: light_colour(params.light).mean(),
         "albedo_unevenness": lambda: albedo_unevenness(prediction.albedo, face_model.labels == _SKIN).mean(),
     }
+    if params.seen_landmarks is None:
+        terms.pop("landmark_maps")
     return {name: term() for name, term in terms.items() if getattr(settings, name) > 0}
+
+
+def _landmark_maps(seen: Tensor, batch: ViewBatch) -> Tensor:
+    return seen_landmark_loss(
+        seen, batch.landmarks_2d, batch.landmarks_2d_weights, batch.images.shape[-1]
+    ).mean()
 
 
 def _landmarks_2d(prediction: Prediction, batch: ViewBatch) -> Tensor:

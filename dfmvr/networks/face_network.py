@@ -5,19 +5,23 @@ Axis letters: B batch, V view, C channel, H W image.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dfmvr.networks.heads import FaceHeads
+from dfmvr.networks.landmark_maps import LandmarkMaps, PlaceReader
 from dfmvr.networks.mulen_unet import MulEnUnet
-from dfmvr.networks.positions import ExpectedPositions
 from dfmvr.networks.rednet import RedNet
 from dfmvr.networks.settings import NetworkSettings
 from dfmvr.types import REGION_NAMES, FaceParams
 
-POSITION_FEATURES = 256
-"""Features that the heat maps' positions are read into."""
+FINEST_MAP_LEVEL = 2
+"""Level of the encoders' pyramids at whose size the heat maps are drawn: a quarter of the picture's."""
+PLACE_FEATURES = 512
+"""Features that the landmarks' places are read into."""
 
 _MASK_CHANNELS = {"one_hot": len(REGION_NAMES), "scalar": 1, "none": 0}
 
@@ -31,31 +35,44 @@ def build_network(settings: NetworkSettings) -> FaceNetwork:
             regressor = RedNet(fusion.out_channels, settings.regressor_channels)
         case _:
             raise ValueError(f"network.name: cannot build {settings.name!r}")
-    readers: list[nn.Module] = [regressor]
     features = regressor.out_features
-    if settings.heat_maps:
-        readers.append(ExpectedPositions(fusion.out_channels, settings.heat_maps, POSITION_FEATURES))
-        features += POSITION_FEATURES
-    heads = FaceHeads(features, settings.n_views)
-    return FaceNetwork(fusion, nn.ModuleList(readers), heads, settings.mask_input)
+    if not settings.landmark_maps:
+        return FaceNetwork(fusion, regressor, FaceHeads(features, settings.n_views), settings.mask_input)
+    levels = fusion.pyramid_channels[FINEST_MAP_LEVEL:]
+    maps = nn.ModuleList(LandmarkMaps(levels) for _ in range(settings.n_views))
+    reader = PlaceReader(settings.n_views, PLACE_FEATURES)
+    heads = FaceHeads(features + PLACE_FEATURES, settings.n_views)
+    return FaceNetwork(fusion, regressor, heads, settings.mask_input, maps, reader)
 
 
 class FaceNetwork(nn.Module):
     """Fusion of the views, regression, heads.
 
     Args:
-        fusion: [B, V, C, H, W] -> [B, F, H, W].
-        readers: each [B, F, H, W] -> [B, features]; the heads see all of their features.
+        fusion: [B, V, C, H, W] -> a fusion feature [B, F, H, W], and each view's feature pyramid.
+        regressor: the fusion feature -> [B, features].
         heads: [B, features] -> FaceParams.
         mask_input: see NetworkSettings.
+        maps: for each view, its feature pyramid -> the landmarks' places [B, 68, 2]; None: there are none.
+        reader: the places of all views [B, V, 68, 2] -> [B, features] that the heads see as well.
     """
 
-    def __init__(self, fusion: nn.Module, readers: nn.ModuleList, heads: FaceHeads, mask_input: str) -> None:
+    def __init__(
+        self,
+        fusion: nn.Module,
+        regressor: nn.Module,
+        heads: FaceHeads,
+        mask_input: str,
+        maps: nn.ModuleList | None = None,
+        reader: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.fusion = fusion
-        self.readers = readers
+        self.regressor = regressor
         self.heads = heads
         self.mask_input = mask_input
+        self.maps = maps
+        self.reader = reader
 
     def forward(self, images: Tensor, masks: Tensor) -> FaceParams:
         """Predict the faces.
@@ -72,8 +89,15 @@ class FaceNetwork(nn.Module):
                 "images and masks: expected [B, V, 3, H, W] and [B, V, H, W], "
                 f"got {tuple(images.shape)} and {tuple(masks.shape)}"
             )
-        fused = self.fusion(self._inputs(images, masks))
-        return self.heads(torch.cat([reader(fused) for reader in self.readers], 1))
+        fused, pyramids = self.fusion(self._inputs(images, masks))
+        features = self.regressor(fused)
+        if self.maps is None or self.reader is None:
+            return self.heads(features)
+        levels = [pyramid[FINEST_MAP_LEVEL:] for pyramid in pyramids]
+        places = torch.stack([read(view) for read, view in zip(self.maps, levels, strict=True)], 1)
+        params: FaceParams = self.heads(torch.cat([features, self.reader(places)], 1))
+        size = places.new_tensor([images.shape[-1], images.shape[-2]])
+        return dataclasses.replace(params, seen_landmarks=places * size)
 
     def _inputs(self, images: Tensor, masks: Tensor) -> Tensor:
         """Map the pictures to [-1, 1] and append the mask's channels; the result is stored channels last."""

@@ -139,6 +139,9 @@ class Involution(nn.Module):
     The kernel branch averages the input over each stride's cell, so that its size is ceil(H / stride) like
     the output's; a last cell that sticks out is averaged over what it holds (ceil_mode), which is what lets
     any picture size through.
+
+    The kernels' features are cut at six standard deviations (the paper's are not): an involution is quadratic
+    in its input otherwise, and sixteen of them in a row turn one unusual picture into an overflow.
     """
 
     def __init__(self, channels: int, kernel_size: int, stride: int = 1) -> None:
@@ -151,7 +154,7 @@ class Involution(nn.Module):
             nn.AvgPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity(),
             nn.Conv2d(channels, reduced, 1, bias=False),
             nn.BatchNorm2d(reduced),
-            nn.ReLU(inplace=True),
+            nn.ReLU6(inplace=True),
             nn.Conv2d(reduced, kernel_size**2 * self.groups, 1),
         )
 

@@ -37,6 +37,7 @@ class MulEnUnet(nn.Module):
         self.n_views = n_views
         self.in_channels = in_channels
         self.out_channels = (1 + n_views) * base_channels
+        self.pyramid_channels = channels
         self.encoders = nn.ModuleList(Encoder([in_channels, *channels]) for _ in range(n_views))
         self.stages = nn.ModuleList(
             DecoderStage(
@@ -49,8 +50,12 @@ class MulEnUnet(nn.Module):
         )
         initialise(self)
 
-    def forward(self, views: Tensor) -> Tensor:
+    def forward(self, views: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
         """Fuse the views.
+
+        Returns:
+            The fusion feature, and the encoders' features [B, C, H / 2^l, W / 2^l] of every view and level l,
+            finest first; their channels are `pyramid_channels`.
 
         Raises:
             ValueError: when the number of views or channels is another than this network was built for, or
@@ -69,7 +74,7 @@ class MulEnUnet(nn.Module):
         x = torch.cat([pyramid[-1] for pyramid in pyramids], 1)
         for stage, skips in zip(self.stages, list(zip(*pyramids, strict=True))[-2::-1], strict=True):
             x = stage(x, skips)
-        return x
+        return x, pyramids
 
 
 class Encoder(nn.Module):

@@ -23,9 +23,9 @@ class NetworkSettings:
     """Channels of the fusion network relative to the paper's; 64 x width is 4, 8 or a multiple of 16."""
     regressor_width: float | None = None
     """The same for the regressor, cheap beside the fusion network: it can stay wider. None: as `width`."""
-    heat_maps: int = 0
-    """Number of heat maps whose expected positions join the regressor's features (networks/positions.py): a
-    narrow network then learns shape in a third of the steps. 0: none, as in the paper."""
+    landmark_maps: bool = False
+    """Heat maps of the 68 landmarks in every view, whose places join the regressor's features: a network then
+    learns shape in a fraction of the steps (networks/landmark_maps.py). The paper has none."""
     n_views: int = 3
     """Number of views V; each has its own encoder, pose and light."""
     mask_input: str = "one_hot"
@@ -39,8 +39,6 @@ class NetworkSettings:
             raise ValueError(f"network.mask_input: expected one of {MASK_INPUTS}, got {self.mask_input!r}")
         if self.n_views < 1:
             raise ValueError(f"network.n_views: expected at least 1, got {self.n_views}")
-        if self.heat_maps < 0:
-            raise ValueError(f"network.heat_maps: expected at least 0, got {self.heat_maps}")
         _channels("width", self.width)
         if self.regressor_width is not None:
             _channels("regressor_width", self.regressor_width)
@@ -71,8 +69,8 @@ def _channels(name: str, width: float) -> int:
 PRESETS: Mapping[str, NetworkSettings] = MappingProxyType(
     {
         "paper": NetworkSettings(mask_input="scalar"),
-        "quarter": NetworkSettings(width=1 / 4, regressor_width=1 / 2, heat_maps=64),
-        "eighth": NetworkSettings(width=1 / 8, regressor_width=1 / 2, heat_maps=64),
+        "quarter": NetworkSettings(width=1 / 4, regressor_width=1 / 2, landmark_maps=True),
+        "eighth": NetworkSettings(width=1 / 8, regressor_width=1 / 2, landmark_maps=True),
     }
 )
 """`paper` is the network of the paper's tables; the others fit a CPU, at 112 and 64-96 pixels."""

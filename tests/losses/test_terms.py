@@ -12,6 +12,7 @@ from dfmvr.losses.landmark import (
     landmark_2d_loss,
     landmark_3d_loss,
     landmark_weights,
+    seen_landmark_loss,
     yaw_of,
 )
 from dfmvr.losses.mask import mask_loss
@@ -191,6 +192,24 @@ def test_landmark_2d_is_measured_at_224_pixels():
     assert loss.shape == (2, 3)
     assert loss[0, 1].item() == pytest.approx(2 * (2 * 5.0) ** 2 / 68)
     assert loss.sum().item() == pytest.approx(loss[0, 1].item())
+
+
+def test_seen_landmarks_cost_their_distance_at_224_pixels_rounded_off_below_one():
+    target = rand(2, 68, 2)
+    weights = torch.zeros(2, 68, dtype=torch.float64)
+    weights[0, 5] = weights[1, 5] = 0.5
+    seen = target.clone()
+    seen[0, 5] += torch.tensor([3.0, 4.0])  # 5 px of a picture of 112
+    seen[0, 6] += 100.0  # has no weight
+    seen[1, 5, 0] += 0.05
+    loss = seen_landmark_loss(seen, target, weights, image_size=112)
+    assert loss[0].item() == pytest.approx(0.5 * (math.sqrt(1 + 10**2) - 1) / 68)
+    assert loss[1].item() == pytest.approx(0.5 * 0.1**2 / 2 / 68, rel=0.01)
+
+
+def test_seen_landmark_gradient_against_finite_differences():
+    target, weights = rand(2, 68, 2), rand(2, 68)
+    assert gradcheck(lambda seen: seen_landmark_loss(seen, target, weights, 64), leaf(2, 68, 2))
 
 
 def test_landmark_2d_gradient_against_finite_differences():

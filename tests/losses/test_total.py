@@ -25,6 +25,7 @@ REACHES = {
     "photo": SHAPE | POSE | {"albedo", "light"},
     "mask": SHAPE | POSE,
     "landmarks_2d": SHAPE | POSE,
+    "landmark_maps": {"seen_landmarks"},
     "landmarks_3d": SHAPE,
     "identity_prior": {"identity"},
     "expression_prior": {"expression"},
@@ -54,6 +55,7 @@ def draw_leaves(seed: int, batch: int = 2) -> dict[str, Tensor]:
         "light": light,
         "rotation": angles,
         "translation": 3 * torch.randn(batch, 3, 3),
+        "seen_landmarks": SIZE * torch.rand(batch, 3, 68, 2),
     }
     return {name: value.requires_grad_() for name, value in leaves.items()}
 
@@ -114,9 +116,12 @@ def test_each_term_reaches_the_parameters_that_it_should_and_no_other(reconstruc
 def test_every_view_and_sample_is_reached(reconstructor, batch):
     leaves = draw_leaves(seed=2)
     terms = terms_of(reconstructor, batch, leaves)
-    for name in ("photo", "mask", "landmarks_2d"):
-        (gradient,) = torch.autograd.grad(terms[name], leaves["translation"], retain_graph=True)
-        assert (gradient.abs().amax(-1) > 0).all(), name
+    for name, group in (
+        *((name, "translation") for name in ("photo", "mask", "landmarks_2d")),
+        ("landmark_maps", "seen_landmarks"),
+    ):
+        (gradient,) = torch.autograd.grad(terms[name], leaves[group], retain_graph=True)
+        assert (gradient.flatten(2).abs().amax(-1) > 0).all(), name
 
 
 def test_the_truth_costs_nothing_but_its_priors(reconstructor, batch):
@@ -151,6 +156,21 @@ def test_the_mask_loss_pulls_a_shifted_face_back(reconstructor, batch, shift_mm,
     assert gradient.item() == pytest.approx(slope, rel=0.6)
 
 
+def test_without_rendering_the_terms_that_look_at_pictures_are_left_out(reconstructor, batch):
+    leaves = draw_leaves(seed=2)
+    intrinsics = default_intrinsics(SIZE).expand(2, 3, 3, 3)
+    settings = LossSettings().without_rendering()
+    assert LossSettings().needs_rendering
+    assert not settings.needs_rendering
+    blank = reconstructor.draw(as_params(leaves), intrinsics, SIZE, render=False)
+    assert not blank.mask.any()
+    assert not blank.image.any()
+    _, terms = total_loss(blank, batch, reconstructor.face_model, settings)
+    _, full = total_loss(draw(reconstructor, leaves), batch, reconstructor.face_model, LossSettings())
+    assert set(full) - set(terms) == {"photo", "mask"}
+    torch.testing.assert_close(terms, {name: full[name] for name in terms})
+
+
 def empty(batch: ViewBatch) -> ViewBatch:
     return dataclasses.replace(
         batch,
@@ -171,7 +191,9 @@ def test_a_batch_without_any_target_is_finite_and_leaves_only_the_priors(reconst
     loss.backward()
     assert loss.isfinite()
     assert all(leaf.grad.isfinite().all() for leaf in leaves.values())
-    assert all(terms[name] == 0 for name in ("photo", "mask", "landmarks_2d", "landmarks_3d"))
+    assert all(
+        terms[name] == 0 for name in ("photo", "mask", "landmarks_2d", "landmarks_3d", "landmark_maps")
+    )
 
 
 def test_a_face_outside_the_picture_is_finite(reconstructor, batch):

@@ -28,7 +28,8 @@ def small(**changes) -> nn.Module:
 
 
 def values(params: FaceParams) -> dict[str, torch.Tensor]:
-    return {name: getattr(params, name) for name in params.__dataclass_fields__}
+    fields = {name: getattr(params, name) for name in params.__dataclass_fields__}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def test_paper_preset_has_the_papers_size():
@@ -81,8 +82,8 @@ def test_sizes(size):
     network = small()
     images, masks = draw(3, size)
     with torch.no_grad():
-        fused = network.fusion(network._inputs(images, masks))
-        params = network.heads(torch.cat([reader(fused) for reader in network.readers], 1))
+        fused, _ = network.fusion(network._inputs(images, masks))
+        params = network.heads(network.regressor(fused))
     assert fused.shape == (2, 16, size, size)
     assert all(value.isfinite().all() for value in values(params).values())
 
@@ -122,7 +123,7 @@ def test_a_few_steps_leave_evaluation_finite():
 def test_gradients_reach_the_inputs_of_every_view_and_every_layer():
     network = small()
     # after a first step: the residual branches start closed
-    for block in network.readers[0].blocks:
+    for block in network.regressor.blocks:
         nn.init.ones_(block.norm.weight)
     images, masks = draw(3, 64)
     images.requires_grad_()

@@ -30,6 +30,17 @@ def test_step_reports_the_terms_that_the_loss_is_the_sum_of(
     assert not result.skipped
 
 
+def test_nothing_is_rendered_for_losses_that_do_not_look(
+    reconstructor: Reconstructor, batch: ViewBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimiser = build_optimiser(reconstructor.network, OptimiserSettings())
+    monkeypatch.setattr(reconstructor, "renderer", None)
+    result = train_step(reconstructor, batch, optimiser, LossSettings().without_rendering(), 1.0)
+    assert not result.skipped
+    with pytest.raises(TypeError):
+        train_step(reconstructor, batch, optimiser, LossSettings(), 1.0)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_batch_that_is_not_finite_changes_nothing(
     reconstructor: Reconstructor, batch: ViewBatch, bad: float
@@ -78,6 +89,7 @@ def test_skips_without_a_bad_term_are_told_as_gradients() -> None:
     ("field", "value", "words"),
     [
         ("epochs", 0, r"training\.epochs: expected >= 1, got 0"),
+        ("render_from", 1.0, r"training\.render_from: expected 0 <= share < 1, got 1.0"),
         ("workers", 0, r"training\.workers: expected >= 1, got 0"),
         ("cpus_per_worker", -1.0, r"training\.cpus_per_worker: expected >= 0, got -1.0"),
         ("max_failures", -2, r"training\.max_failures: expected >= -1, got -2"),

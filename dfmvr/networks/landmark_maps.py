@@ -1,0 +1,93 @@
+"""Heat maps of the landmarks, and where they say the landmarks are.
+
+Average pooling tells a regressor that a feature is there, hardly where; a face's shape is in the where, to a
+fraction of a pixel. So each view's encoder also draws a heat map for each landmark, whose centre of mass is
+compared with the landmark in the picture (losses/landmark.py) and handed to the regression's heads.
+
+Axis letters: B batch, V view, K landmark, C channel, H W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+N_LANDMARKS = 68
+
+_SHARPNESS = 4.0
+"""Factor on the scores: without it the maps stay smeared over the picture for the first few hundred steps."""
+_MOMENTUM = 0.05
+_SMALLEST_SPREAD = 3e-3
+"""Share of the picture, a fifth of a pixel at 64: a place that hardly moves is not blown up to unit size."""
+
+
+class LandmarkMaps(nn.Module):
+    """One view's feature pyramid -> the places of the landmarks in its picture.
+
+    Each level adds its scores to the enlarged ones of the coarser level (as in Long et al., 2015): the coarse
+    levels know which landmark it is, the fine ones where exactly.
+
+    Args:
+        channels: of the pyramid's levels, finest first; each level has half the size of the one before.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.scores = nn.ModuleList(nn.Conv2d(count, N_LANDMARKS, 1) for count in channels)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """Return [B, K, 2], x and y as shares of the picture, for features [B, C, H / 2^l, W / 2^l]."""
+        levels = [score(features) for score, features in zip(self.scores, pyramid, strict=True)]
+        total = levels[-1]
+        for finer in levels[-2::-1]:
+            total = functional.interpolate(total, finer.shape[-2:], mode="bilinear") + finer
+        return expected_places(_SHARPNESS * total)
+
+
+def expected_places(scores: Tensor) -> Tensor:
+    """Return the softmaxes' centres of mass [B, K, 2], as shares of the picture, for scores [B, K, H, W]."""
+    height, width = scores.shape[-2:]
+    heat = scores.flatten(2).softmax(-1).unflatten(-1, (height, width))
+    return torch.stack([heat.sum(-2) @ _centres(width, heat), heat.sum(-1) @ _centres(height, heat)], -1)
+
+
+class PlaceReader(nn.Module):
+    """Places of the landmarks in all views [B, V, K, 2] -> features [B, out_features].
+
+    Shape and pose are nearly linear in the places: a linear layer reads them, and a small network adds what
+    is not. Both see places of unit spread. The statistics for that run along, as batch norm's do, but are
+    used in training too: the mean of a batch of 16 is off by a quarter of the spread, and a shape by as much.
+    """
+
+    def __init__(self, n_views: int, out_features: int) -> None:
+        super().__init__()
+        n_places = n_views * N_LANDMARKS * 2
+        self.linear = nn.Linear(n_places, out_features)
+        self.residual = nn.Sequential(
+            nn.Linear(n_places, out_features), nn.GELU(), nn.Linear(out_features, out_features)
+        )
+        self.register_buffer("mean", torch.full((n_places,), 0.5))
+        self.register_buffer("variance", torch.full((n_places,), 0.01))
+        self.mean: Tensor
+        self.variance: Tensor
+
+    def forward(self, places: Tensor) -> Tensor:
+        """Return the features; in training the running statistics take the batch in first."""
+        flat = places.flatten(1)
+        if self.training:
+            self._take_in(flat.detach())
+        spread = self.variance.sqrt().clamp_min(_SMALLEST_SPREAD)
+        unit = (flat - self.mean) / spread
+        return self.linear(unit) + self.residual(unit)
+
+    @torch.no_grad()
+    def _take_in(self, flat: Tensor) -> None:
+        self.mean.lerp_(flat.mean(0), _MOMENTUM)
+        self.variance.lerp_((flat - self.mean).square().mean(0), _MOMENTUM)
+
+
+def _centres(count: int, like: Tensor) -> Tensor:
+    return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count
