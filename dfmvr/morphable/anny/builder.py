@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from dfmvr.morphable.anny import identity, regions
-from dfmvr.morphable.anny.appearance import albedo_statistics, build_fields, head_input, save_fields
+from dfmvr.morphable.anny.albedo import albedo_statistics
+from dfmvr.morphable.anny.appearance import build_fields, head_input, save_fields
 from dfmvr.morphable.anny.head import Head, cut_head
 from dfmvr.morphable.anny.mend import LipClosure, mend_eyes
 from dfmvr.morphable.anny.statistics import Modes, align, principal_modes, vertex_areas
