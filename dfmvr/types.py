@@ -40,11 +40,11 @@ class _Movable:
     """A record of tensors that moves between devices as one."""
 
     def to(self, device: torch.device | str) -> Self:
-        """Return a copy with every tensor on `device`."""
+        """Return a copy with every tensor on `device`, those of records within it too."""
         changes: dict[str, Any] = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             value = getattr(self, field.name)
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor | _Movable):
                 changes[field.name] = value.to(device)
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
@@ -94,7 +94,8 @@ class FaceParams(_Movable):
     rotation: Tensor
     """[*L, V, 3, 3] model space -> view-aligned model space; identity = frontal."""
     translation: Tensor
-    """[*L, V, 3] mm, in model axes; zero: the origin lies on the optical axis at the subject's distance."""
+    """[*L, V, 3] mm, in the view-aligned axes; zero: the origin lies on the optical axis at the subject's
+    distance."""
     seen_landmarks: Tensor | None = None
     """[*L, V, 68, 2] pixels: where the network's heat maps see the landmarks; None without such maps."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dfmvr.files import write_atomic
 from dfmvr.geometry.camera import default_intrinsics, project, to_camera
 from dfmvr.geometry.mesh import vertex_normals
 from dfmvr.geometry.rotation import euler_to_matrix
@@ -102,8 +104,9 @@ def draw_face_model_sheet(path: Path, model_path: Path | None = None) -> None:
     _draw_expressions(rows[2], coarse)
     _draw_landmarks(rows[3], fine, fine.landmarks_68, "Region labels and the 68 landmarks")
     _draw_landmarks(rows[4], fine, fine.landmarks_101, "Region labels and the 101 landmarks")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.savefig(path, dpi=100)
+    buffer = io.BytesIO()
+    sheet.savefig(buffer, dpi=100, format=path.suffix.removeprefix(".") or "png")
+    write_atomic(path, buffer.getvalue())
 
 
 def _draw_mean(figure: SubFigure, face: MorphableModel, head: MorphableModel) -> None:

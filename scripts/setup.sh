@@ -45,6 +45,8 @@ install_system_libraries() {
     local packages as_root
     packages=$(missing_debian_packages)
     [ -n "$packages" ] || return 0
+    command -v apt-get >/dev/null ||
+        fail "these system libraries are missing and there is no apt-get: $packages (Debian's names)"
     if [ "$(id -u)" = 0 ]; then
         as_root=""
     elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
@@ -53,8 +55,6 @@ install_system_libraries() {
         fail "these system libraries are missing, and installing them needs root; run this line, then try again:" \
             "    sudo apt-get update && sudo apt-get install -y --no-install-recommends $packages"
     fi
-    command -v apt-get >/dev/null ||
-        fail "these system libraries are missing and there is no apt-get: $packages (Debian's names)"
     echo "setup: installing $packages"
     # shellcheck disable=SC2086  # both are lists of words
     $as_root apt-get update -qq &&
@@ -65,7 +65,8 @@ install_system_libraries() {
 
 check_python
 install_system_libraries
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+# an interrupted venv has a python and no pip
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
 echo "setup: installing dfmvr[$extras] into $venv (a few minutes)"
 "$venv/bin/python" -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"
 echo "setup: done"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfmvr.export import export_mesh, write_atomic
+from dfmvr.export import export_mesh
 from dfmvr.lighting import linear_to_srgb
 from dfmvr.types import Mesh
 
@@ -144,17 +144,3 @@ def test_a_broken_mesh_is_refused(tetrahedron: Mesh, tmp_path: Path, change: dic
     with pytest.raises(ValueError, match=message):
         export_mesh(Mesh(**fields), tmp_path / "face.glb")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "face.glb"
-    write_atomic(path, b"old")
-
-    def no_space(*_: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(Path, "replace", no_space)
-    with pytest.raises(OSError, match="no space left"):
-        write_atomic(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["face.glb"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
+
+from dfmvr.files import write_atomic
 
 
 class StorageError(OSError):
@@ -97,7 +98,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     system, path = filesystem(uri)
     with _named("write", uri):
         if isinstance(system, fs.LocalFileSystem):
-            _write_local(Path(path), data)
+            write_atomic(Path(path), data)
         else:  # an object appears when its upload is complete
             with system.open_output_stream(path) as stream:
                 stream.write(data)
@@ -140,21 +141,6 @@ def _s3(endpoint: str | None, region: str | None) -> fs.S3FileSystem:
         retry_strategy=retry,
         allow_delayed_open=True,
     )
-
-
-def _write_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dfmvr.morphable.io import FaceFileError, read_npz
+from dfmvr.morphable.topology import PART_NAMES
+
 FIELDS_PATH = Path(__file__).with_name("appearance.npz")
 FIELDS_VERSION = 1
-
-PARTS = ("skin", "left_eye", "right_eye", "upper_teeth", "lower_teeth", "tongue")
-"""Parts of the head, by their number in the field `part`."""
 
 Floats = NDArray[np.float32]
 Colour = tuple[float, float, float]
@@ -118,7 +118,7 @@ class AlbedoPainter:
 
     def __init__(self, fields: dict[str, NDArray[np.generic]]) -> None:
         self.fields = {name: np.asarray(value) for name, value in fields.items()}
-        self._part_masks = {name: self.fields["part"] == i for i, name in enumerate(PARTS)}
+        self._part_masks = {name: self.fields["part"] == i for i, name in enumerate(PART_NAMES)}
         rank = np.arange(self["smooth"].shape[1], dtype=np.float32)
         falloff = 1.0 / np.sqrt(rank + 4.0)
         self._smooth_falloff = (falloff / np.linalg.norm(falloff)).astype(np.float32)
@@ -295,11 +295,10 @@ def _hair_colour(
 
 @cache
 def _load_cached(path: Path) -> dict[str, NDArray[np.generic]]:
-    with np.load(path, allow_pickle=False) as archive:
-        stored = {name: archive[name] for name in archive.files}
+    stored = read_npz(path, "a file of appearance fields")
     version = stored.pop("version", None)
-    if version is None or int(version) != FIELDS_VERSION:
-        raise ValueError(
+    if version is None or version.shape != () or int(version) != FIELDS_VERSION:
+        raise FaceFileError(
             f"{path}: expected appearance fields of version {FIELDS_VERSION}, got version {version}"
         )
     fields: dict[str, NDArray[np.generic]] = {"part": stored.pop("part")}
@@ -312,7 +311,6 @@ def load_fields(path: Path) -> dict[str, NDArray[np.generic]]:
     """Read and dequantise a file of fields (value = stored integer x scale; one scale a column).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has another version, or none.
+        FaceFileError: there is no such file, it is damaged, or it has another version or none.
     """
     return _load_cached(Path(path))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from dfmvr.files import write_atomic
 
 MODEL_FORMAT = "dfmvr-face-model"
 POPULATION_FORMAT = "dfmvr-face-population"
@@ -122,7 +124,9 @@ def write_face_file(
     full["recipe"] = np.array(json.dumps(recipe, sort_keys=True))
     full["hash"] = np.array(content_hash(full))
     _check(full, file_format, path)
-    np.savez_compressed(path, allow_pickle=False, **full)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **full)
+    write_atomic(path, buffer.getvalue())
     return str(full["hash"])
 
 
@@ -137,23 +141,7 @@ def read_face_file(path: Path, file_format: str) -> dict[str, np.ndarray]:
         FaceFileError: the file is missing, not an .npz, of another format or version, lacks an array, has one
             of the wrong kind or shape or with values that are not finite, or does not match its own hash.
     """
-    if not path.is_file():
-        raise FaceFileError(f"{path}: expected a {file_format} file, found none")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        zipfile.BadZipFile,
-        RuntimeError,
-    ) as error:
-        raise FaceFileError(f"{path}: expected a readable .npz file, got {error}") from error
-    except Exception as error:
-        raise FaceFileError(f"{path}: expected a readable .npz file, got {error}") from error
+    arrays = read_npz(path, f"a {file_format} file")
     _check(arrays, file_format, path)
     expected, got = str(arrays["hash"]), content_hash(arrays)
     if expected != got:
@@ -161,6 +149,21 @@ def read_face_file(path: Path, file_format: str) -> dict[str, np.ndarray]:
             f"{path}: hash: expected {expected}, got {got}; the file is damaged or was edited"
         )
     return arrays
+
+
+def read_npz(path: Path, what: str) -> dict[str, np.ndarray]:
+    """Read all arrays of an .npz file, without pickles.
+
+    Raises:
+        FaceFileError: there is no such file (`what` says what was expected), or it is damaged.
+    """
+    if not path.is_file():
+        raise FaceFileError(f"{path}: expected {what}, found no such file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # numpy and zipfile raise many kinds on damaged bytes
+        raise FaceFileError(f"{path}: expected a readable .npz file, got {error}") from error
 
 
 def _check(arrays: Mapping[str, np.ndarray], file_format: str, path: Path) -> None:

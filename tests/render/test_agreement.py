@@ -4,6 +4,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from dfmvr.geometry.camera import default_intrinsics, to_camera
+from dfmvr.geometry.rotation import euler_to_matrix
+from dfmvr.morphable.model import MorphableModel
 from dfmvr.render.reference import ReferenceRenderer
 from dfmvr.render.zbuffer import ZBufferRenderer
 
@@ -30,6 +33,14 @@ def test_pictures_equal_the_oracles(scene, backend):
     found, expected = scene.render(ZBufferRenderer(backend)), scene.render(ReferenceRenderer())
     assert found.attributes.dtype == torch.float32
     assert_outputs_agree(found, expected, 1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_real_face_equals_the_oracles(backend):
+    face = MorphableModel.load()
+    camera = to_camera(face.mean_shape, euler_to_matrix(torch.tensor([0.1, -0.6, 0.05])), torch.zeros(3))
+    arguments = (camera, face.triangles, face.mean_albedo, default_intrinsics(40), 40)
+    assert_outputs_agree(ZBufferRenderer(backend)(*arguments), ReferenceRenderer()(*arguments), 1e-3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -14,7 +14,13 @@ from dfmvr.morphable.anny.source import anny_version
 def main() -> None:
     """Parse the command line, build, report."""
     parser = argparse.ArgumentParser(prog="python -m dfmvr.morphable.anny", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for default.npz and population.npz")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for default.npz, population.npz and appearance.npz",
+    )
     out = parser.parse_args().out
     start = time.monotonic()
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dfmvr.morphable.appearance import PARTS, AlbedoPainter
+from dfmvr.morphable.appearance import AlbedoPainter
+from dfmvr.morphable.topology import PART_NAMES
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def albedo_statistics(
     paints -= mean
     inside = painter["cavity"] > 0.5
     for name in ("upper_teeth", "lower_teeth", "tongue"):
-        inside |= painter["part"] == PARTS.index(name)
+        inside |= painter["part"] == PART_NAMES.index(name)
     flat = paints[:, ~inside].reshape(n_paints, -1)
     gram = _gram(flat)
     values, vectors = np.linalg.eigh(gram)

@@ -5,6 +5,7 @@ Every number below that is a vertex is a 0-based id of MakeHuman's `base.obj`; l
 
 from __future__ import annotations
 
+import io
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from dfmvr.files import write_atomic
 from dfmvr.morphable.anny import source
 from dfmvr.morphable.anny.head import Head
-from dfmvr.morphable.appearance import FIELDS_VERSION, PARTS
-from dfmvr.morphable.topology import BaseMesh, subdivide
+from dfmvr.morphable.appearance import FIELDS_VERSION
+from dfmvr.morphable.topology import PART_NAMES, BaseMesh, subdivide
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -54,7 +56,7 @@ class HeadInput:
     base_quads: Ints
     """[Qb, 4] into the Nb vertices."""
     base_parts: Ints
-    """[Nb] number of the part in `PARTS`; -1 for vertices of no face."""
+    """[Nb] number of the part in `PART_NAMES`; -1 for vertices of no face."""
     base_mirror: Ints
     """[Nb] the vertex on the other side."""
     base_masks: dict[str, Array]
@@ -71,7 +73,7 @@ def head_input(head: Head, base: BaseMesh, mean: Array) -> HeadInput:
     """Gather what the fields are measured on, from the head cut out of the source mesh and its mean shape."""
     fine = subdivide(base, 1)
     parts = np.full(len(mean), -1)
-    for part in range(len(PARTS)):
+    for part in range(len(PART_NAMES)):
         parts[head.vertices_of(part)] = part
     lids = source.sample_picture(source.uv_mask("eyelids"), head.uvs) * (parts == 0)
     masks = {
@@ -97,7 +99,7 @@ class _Measurer:
         self.folded[:, 0] = np.abs(self.folded[:, 0])
         self.n = len(self.vertices)
         self.part = np.full(self.n, 0, dtype=np.uint8)
-        for part in range(len(PARTS)):
+        for part in range(len(PART_NAMES)):
             touched = head.subdivision @ (head.base_parts == part).astype(float)
             self.part[touched > 0.5] = part
         self.skin = self.part == 0
@@ -252,7 +254,7 @@ def _eye_radius(m: _Measurer) -> Array:
     """Distance of the eyes' front vertices from the eye's axis; 20 elsewhere."""
     radius = np.full(m.n, 20.0)
     for name in ("left_eye", "right_eye"):
-        eye = m.part == PARTS.index(name)
+        eye = m.part == PART_NAMES.index(name)
         centre = (m.vertices[eye].max(0) + m.vertices[eye].min(0)) / 2
         offset = m.vertices - centre
         front = eye & (offset[:, 2] > 0)
@@ -315,7 +317,7 @@ def _openness(m: _Measurer, fields: dict[str, Array]) -> Array:
     openness = (openness + openness[m.head.mirror]) / 2
     depth = m.at(LIP_CORNER)[2] - m.vertices[:, 2]
     inside = np.interp(depth, [-12, 5, 30], [0.75, 0.4, 0.1])
-    eyes = (m.part == PARTS.index("left_eye")) | (m.part == PARTS.index("right_eye"))
+    eyes = (m.part == PART_NAMES.index("left_eye")) | (m.part == PART_NAMES.index("right_eye"))
     openness = np.where((fields["cavity"] > 0.5) | (~m.skin & ~eyes), inside, openness)
     return np.where(eyes, np.clip(0.45 + 0.5 * openness, 0, 1), openness)
 
@@ -356,4 +358,6 @@ def save_fields(fields: dict[str, NDArray[Any]], path: Path) -> None:
         scale = np.maximum(np.abs(value).max(axis=0), 1e-9) / 127
         arrays[name] = np.round(value / scale).astype(np.int8)
         arrays[f"{name}__scale"] = np.asarray(scale, dtype=np.float32)
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # its stub has no room for names
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its stub has no room for names
+    write_atomic(path, buffer.getvalue())
