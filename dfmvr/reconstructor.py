@@ -79,18 +79,17 @@ class Reconstructor(nn.Module):
         albedo = model.albedo(params.albedo)
         camera = to_camera(vertices.unsqueeze(1), params.rotation, params.translation)
         if render:
-            attributes, mask = self._render(vertices, albedo, camera, params, intrinsics, image_size)
+            image, regions, mask = self._render(vertices, albedo, camera, params, intrinsics, image_size)
         else:
-            attributes = vertices.new_zeros(*camera.shape[:2], image_size, image_size, 3 + len(REGION_NAMES))
-            mask = attributes[..., 0] > 0
+            image, regions, mask = _blank(vertices, (*camera.shape[:2], image_size, image_size))
         return Prediction(
             params=params,
             vertices=vertices,
             albedo=albedo,
             landmarks_3d=vertices[:, model.landmarks_101],
             landmarks_2d=project(camera[:, :, model.landmarks_68], intrinsics),
-            image=linear_to_srgb(attributes[..., :3]) * mask.unsqueeze(-1),
-            regions=attributes[..., 3:],
+            image=image,
+            regions=regions,
             mask=mask,
         )
 
@@ -102,14 +101,21 @@ class Reconstructor(nn.Module):
         params: FaceParams,
         intrinsics: Tensor,
         image_size: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the drawn attributes [B, V, H, W, 3 + 10] (radiance, region labels) and their mask."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return Prediction's image, regions and mask."""
         triangles = self.face_model.triangles
         normals = vertex_normals(vertices, triangles).unsqueeze(1) @ params.rotation.transpose(-1, -2)
         radiance = shade(albedo.unsqueeze(1), normals, params.light)
         regions = self.region_attributes.expand(*radiance.shape[:-1], -1)
         output = self.renderer(camera, triangles, torch.cat([radiance, regions], -1), intrinsics, image_size)
-        return output.attributes, output.mask
+        image = linear_to_srgb(output.attributes[..., :3]) * output.mask.unsqueeze(-1)
+        return image, output.attributes[..., 3:], output.mask
+
+
+def _blank(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return an image, regions and a mask in which nothing was drawn, without memory of their own."""
+    zero = like.new_zeros(())
+    return zero.expand(*shape, 3), zero.expand(*shape, len(REGION_NAMES)), zero.bool().expand(shape)
 
 
 def build_reconstructor(network: NetworkSettings, face_model: FaceModelSettings) -> Reconstructor:

@@ -32,6 +32,9 @@ REGION_NAMES = (
 )
 """Region labels 0-9 of masks and vertices; right and left are the subject's."""
 
+N_LANDMARKS = 68
+"""Landmarks of a picture, in iBUG's order."""
+
 VIEW_NAMES = ("left", "front", "right")
 """The usual views, in their order: `left` shows the subject's left side (yaw < 0)."""
 

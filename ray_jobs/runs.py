@@ -6,8 +6,10 @@ an old one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import secrets
 import tempfile
 import time
@@ -27,6 +29,7 @@ from dfmvr.training.checkpoint import (
     TrainingState,
     check_files,
     parse_state,
+    read_state,
 )
 
 
@@ -64,7 +67,7 @@ def new_run(settings: Settings, run_id: str | None = None) -> Run:
         RunError: a run of that id exists.
     """
     run_id = run_id or f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.name}-{secrets.token_hex(2)}"
-    run = Run(run_id, _absolute(storage.join(settings.training.runs, run_id)), settings)
+    run = Run(run_id, storage.absolute(storage.join(settings.training.runs, run_id)), settings)
     if storage.exists(run.path("config.yaml")):
         raise RunError(f"{run.uri}: this run exists; continue it with --resume {run_id}, or take another id")
     return run
@@ -86,7 +89,7 @@ def open_run(where: str, overrides: Sequence[str] = (), runs: str = "runs") -> R
     found = [uri for uri in candidates if storage.exists(storage.join(uri, "config.yaml"))]
     if not found:
         raise RunError(f"there is no run {where!r}: expected config.yaml in one of {candidates}")
-    uri = _absolute(found[0])
+    uri = storage.absolute(found[0])
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "config.yaml"
         copy.write_bytes(storage.read_bytes(storage.join(uri, "config.yaml")))
@@ -121,19 +124,32 @@ def checkpoint_state(checkpoints: str, name: str) -> TrainingState:
     Raises:
         CheckpointError: it is not a checkpoint's state.
     """
-    return parse_state(storage.read_bytes(storage.join(checkpoints, name, STATE_FILE)).decode())
+    uri = storage.join(checkpoints, name, STATE_FILE)
+    try:
+        return parse_state(storage.read_bytes(uri).decode())
+    except (CheckpointError, FileNotFoundError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{uri}: {error}") from error
+
+
+def checkpoint_states(checkpoints: str) -> list[tuple[str, TrainingState]]:
+    """Names and states of the finished checkpoints, oldest first, without those whose state is damaged."""
+    states = []
+    for name in checkpoint_names(checkpoints):
+        with contextlib.suppress(CheckpointError):  # told where it would be resumed from
+            states.append((name, checkpoint_state(checkpoints, name)))
+    return states
 
 
 def newest_state(checkpoints: str) -> TrainingState | None:
     """State of the newest finished checkpoint, or None."""
-    names = checkpoint_names(checkpoints)
-    return checkpoint_state(checkpoints, names[-1]) if names else None
+    states = checkpoint_states(checkpoints)
+    return states[-1][1] if states else None
 
 
 def best_checkpoint(checkpoints: str) -> tuple[str, TrainingState] | None:
     """The stored checkpoint with the lowest validation loss; the newest where none has been validated."""
-    states = [(name, checkpoint_state(checkpoints, name)) for name in checkpoint_names(checkpoints)]
-    validated = [item for item in states if "val_loss" in item[1].validation]
+    states = checkpoint_states(checkpoints)
+    validated = [item for item in states if math.isfinite(item[1].validation.get("val_loss", math.nan))]
     if validated:
         return min(validated, key=lambda item: item[1].validation["val_loss"])
     return states[-1] if states else None
@@ -172,8 +188,9 @@ def newest_intact_checkpoint(checkpoints: str) -> tuple[str | None, list[str]]:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 fetch_checkpoint(checkpoints, name, Path(folder))
+                read_state(folder)
             except CheckpointError as error:
-                reasons.append(str(error))
+                reasons.append(f"{name}: {error}")
             else:
                 return name, reasons
     return None, reasons
@@ -189,12 +206,8 @@ def upload_folder(folder: Path, uri: str) -> None:
 def with_absolute_data(settings: Settings) -> Settings:
     """Return the settings with the data set's local path made absolute: workers run in other folders."""
     return dataclasses.replace(
-        settings, data=dataclasses.replace(settings.data, uri=_absolute(settings.data.uri))
+        settings, data=dataclasses.replace(settings.data, uri=storage.absolute(settings.data.uri))
     )
-
-
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else str(Path(uri).resolve())
 
 
 def _write_with_retries(uri: str, data: bytes, attempts: int) -> None:

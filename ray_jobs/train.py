@@ -27,6 +27,7 @@ from dfmvr.data import storage
 from dfmvr.data.manifest import Manifest, read_manifest
 from dfmvr.data.settings import DataSettings
 from dfmvr.networks.face_network import build_network
+from dfmvr.networks.mulen_unet import SIZE_MULTIPLE
 from dfmvr.networks.weights import WEIGHTS_FILE, ModelCard, load_weights, save_model
 from dfmvr.training.checkpoint import TrainingState
 from dfmvr.training.step import TrainingSettings
@@ -37,8 +38,10 @@ from ray_jobs.reading import training_dataset
 from ray_jobs.runs import (
     Run,
     best_checkpoint,
+    checkpoint_state,
     fetch_checkpoint,
     new_run,
+    newest_intact_checkpoint,
     newest_state,
     open_run,
     upload_folder,
@@ -133,6 +136,11 @@ def check_data(settings: Settings) -> Manifest:
     """
     manifest = read_manifest(settings.data.uri)
     data, n_views = settings.data, settings.network.n_views
+    if data.image_size % SIZE_MULTIPLE:
+        raise ValueError(
+            f"data.image_size: expected a multiple of {SIZE_MULTIPLE}, which the network halves four times, "
+            f"got {data.image_size}"
+        )
     if manifest.image_size != data.image_size:
         raise ValueError(
             f"data.image_size: expected {manifest.image_size} as in {data.uri}, got {data.image_size}"
@@ -181,7 +189,7 @@ def train(
     scaling.preflight(run.settings.training, resources)
     write_settings(run)
     monitor = start_monitor()
-    job = Job(Run(run.id, run.uri, with_absolute_data(run.settings)), monitor, manifest.rows)
+    job = Job(run, with_absolute_data(run.settings), monitor, manifest.rows)
     fitting = Fitting(build_trainer(job, resources))
     before = newest_state(run.checkpoints)
     print(f"run {run.id} in {run.uri}: {job.steps_per_epoch} steps an epoch, {job.total_steps} in all")
@@ -201,14 +209,14 @@ def train(
 
 def build_trainer(job: Job, resources: dict[str, float]) -> TorchTrainer:
     """Settings -> Ray Train: data, scaling, failures, checkpoints."""
-    training = job.run.settings.training
+    training = job.settings.training
     system, path = storage.filesystem(job.run.uri)
     return TorchTrainer(
         train_on_worker,
         train_loop_config={"job": job},
         datasets={  # called whenever the workers (re)start
-            "train": partial(open_training_data, job.run.settings, job.run.checkpoints),
-            "validation": partial(open_validation_data, job.run.settings.data),
+            "train": partial(open_training_data, job.settings, job.run.checkpoints),
+            "validation": partial(open_validation_data, job.settings.data),
         },
         dataset_config=ray.train.DataConfig(
             # Overrides the data sets' own options; which rows a worker gets must not depend on timing.
@@ -233,10 +241,9 @@ def build_trainer(job: Job, resources: dict[str, float]) -> TorchTrainer:
 
 def open_training_data(settings: Settings, checkpoints: str) -> Dataset:
     """Open the training split so that its first pass is shuffled as the epoch to go on with."""
-    state = newest_state(checkpoints)
-    return training_dataset(
-        settings.data, "train", seed=settings.seed, start_epoch=state.epoch if state else 0
-    )
+    name, _ = newest_intact_checkpoint(checkpoints)  # the one that the workers will choose
+    epoch = checkpoint_state(checkpoints, name).epoch if name else 0
+    return training_dataset(settings.data, "train", seed=settings.seed, start_epoch=epoch)
 
 
 def open_validation_data(settings: DataSettings) -> Dataset:

@@ -28,7 +28,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 from torch.nn.parallel import DistributedDataParallel
 
-from dfmvr.config import config_hash, settings_dict
+from dfmvr.config import Settings, config_hash, settings_dict
 from dfmvr.data.rejects import Rejects, TooManyBadRows
 from dfmvr.networks.weights import WeightsError
 from dfmvr.reconstructor import Reconstructor, build_reconstructor
@@ -59,6 +59,8 @@ class Job:
     """What the driver hands to the workers."""
 
     run: Run
+    settings: Settings
+    """The run's, with local paths made absolute: workers run in other folders."""
     monitor: ActorHandle[Any]
     rows: dict[str, int]
     """Rows of every split."""
@@ -66,13 +68,12 @@ class Job:
     @property
     def steps_per_epoch(self) -> int:
         """Full batches that every worker gets of one pass over the training split."""
-        settings = self.run.settings
-        return steps_per_epoch(self.rows["train"], settings.data, settings.training.workers)
+        return steps_per_epoch(self.rows["train"], self.settings.data, self.settings.training.workers)
 
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return self.steps_per_epoch * self.run.settings.training.epochs
+        return self.steps_per_epoch * self.settings.training.epochs
 
 
 class PeerFailedError(RuntimeError):
@@ -101,7 +102,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.settings = job.run.settings
+        self.settings = job.settings
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
@@ -113,8 +114,8 @@ class Worker:
         self.optimiser = build_optimiser(self.network, self.settings.optimiser)
         self.state = TrainingState(
             run_id=job.run.id,
-            settings=settings_dict(self.settings),
-            config_hash=config_hash(self.settings),
+            settings=settings_dict(job.run.settings),
+            config_hash=config_hash(job.run.settings),
             face_model_hash=self.reconstructor.face_model.hash,
             seed=self.settings.seed,
             versions=library_versions(),
@@ -122,6 +123,8 @@ class Worker:
         self.skips = SkipCounter(self.settings.training.max_skipped_in_a_row)
         self.post = Post(job.monitor)
         self.rejects = {split: self._new_rejects(split) for split in ("train", "validation")}
+        self.told_rejects = dict.fromkeys(self.rejects, 0)
+        self.first_epoch = True
         self.start_id = secrets.token_hex(2)
         self.saved_at = (-1, -1)
         self.epoch_losses: list[float] = []
@@ -188,11 +191,7 @@ class Worker:
         history = (*self.state.history, figures)
         self.state = dataclasses.replace(self.state, epoch=epoch, samples_in_epoch=0, history=history)
         self.epoch_losses = []
-        for rejects in self.rejects.values():
-            if rejects.items:
-                self.tell(
-                    "warning", message=f"{len(rejects.items)} bad rows left out, listed in {rejects.uri}"
-                )
+        self._tell_rejects()
         shown = {name: value for name, value in figures.items() if name not in ("epoch", "step")}
         self.tell("epoch", shown)
         self.save(shown)
@@ -226,8 +225,8 @@ class Worker:
     def tell(
         self, kind: str, values: dict[str, float] | None = None, message: str = "", *, now: bool = False
     ) -> None:
-        """Send an event to the driver; workers other than rank 0 only send what ended the run."""
-        if self.rank == 0 or kind == "fatal":
+        """Send an event to the driver; other workers than rank 0 send warnings and what ended the run."""
+        if self.rank == 0 or kind in ("warning", "fatal"):
             self.post.send(Event(kind, self.state.step, self.state.epoch, values or {}, message), now=now)
 
     def _step(self, batch: ViewBatch) -> None:
@@ -288,6 +287,24 @@ class Worker:
     def _new_rejects(self, split: str) -> Rejects:
         uri = self.job.run.path("logs", f"rejects-{split}-rank{self.rank}.jsonl")
         return Rejects(self.settings.data.max_bad_share, self.job.rows[split], uri)
+
+    def _tell_rejects(self) -> None:
+        """Tell of the bad rows that are new, and end the run when all workers' together are too many.
+
+        Raises:
+            TooManyBadRows: on every worker.
+        """
+        for split, rejects in self.rejects.items():
+            if len(rejects.items) > self.told_rejects[split]:
+                self.told_rejects[split] = len(rejects.items)
+                text = f"{len(rejects.items)} bad rows of the {split} split left out, listed in {rejects.uri}"
+                self.tell("warning", message=text)
+        # Each worker has met its own part of the rows in its first epoch; later parts overlap.
+        if self.first_epoch and self.world_size > 1:
+            count = torch.tensor(len(self.rejects["train"].items), device=self.device)
+            torch.distributed.all_reduce(count)
+            self.rejects["train"].check(int(count))
+        self.first_epoch = False
 
     def _agree(self, *flags: bool) -> list[bool]:
         """Return for every flag whether any worker has raised it."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs one configuration from nothing to its report: data set, training, evaluation.
 # usage: scripts/experiment.sh NAME, for configs/NAME.yaml; everything lands in runs/NAME.
-# What is there already is kept: a finished step takes seconds, a stopped training goes on.
+# A finished data set or training is kept, a stopped one goes on; the evaluation always runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

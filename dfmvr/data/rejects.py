@@ -43,12 +43,27 @@ class Rejects:
         if self.uri is not None:
             lines = "".join(json.dumps(item) + "\n" for item in self.items)
             storage.write_bytes(self.uri, lines.encode())
-        if len(self.items) > self.max_bad_share * self.rows:
-            listed = f"; all are listed in {self.uri}" if self.uri else ""
-            raise TooManyBadRows(
-                f"{len(self.items)} of {self.rows} rows are bad, expected a share of at most "
-                f"{self.max_bad_share:g} (data.max_bad_share); the last one: {error}{listed}"
-            )
+        self.check(len(self.items))
+
+    def check(self, count: int) -> None:
+        """Compare a number of bad rows with the share that may be bad.
+
+        Args:
+            count: of bad rows, here or of several readers together.
+
+        Raises:
+            TooManyBadRows: the share is above `max_bad_share`; the message shows the last row met here.
+        """
+        if count <= self.max_bad_share * self.rows:
+            return
+        last = [
+            f"; the last one: {item['file']}, row {item['row']}: {item['reason']}" for item in self.items[-1:]
+        ]
+        listed = f"; all are listed in {self.uri}" if self.uri else ""
+        raise TooManyBadRows(
+            f"{count} of {self.rows} rows are bad, expected a share of at most {self.max_bad_share:g} "
+            f"(data.max_bad_share){''.join(last)}{listed}"
+        )
 
 
 def decode_rows(rows: Iterable[Mapping[str, Any]], settings: DataSettings, rejects: Rejects) -> list[Sample]:

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dfmvr.geometry.align import umeyama
+from dfmvr.types import N_LANDMARKS
 
-N_LANDMARKS = 68
 IMPORTANT = (*range(27, 36), *range(60, 68))
 """iBUG indices of the nose and the inner mouth."""
 IMPORTANT_WEIGHT = 20.0

@@ -52,7 +52,7 @@ class LossSettings:
     eight times this difference near the truth."""
     landmarks_2d: float = 0.02
     """Squared distance in pixels at 224 px, nose and inner mouth 20-fold."""
-    landmark_maps: float = 20.0
+    seen_landmarks: float = 20.0
     """Distance in pixels at 224 px between the landmarks that the network's heat maps see and the data's; not
     for networks without such maps (network.landmark_maps). As strong as the other terms together, which
     also pull at the maps' places and would make something else than landmarks of them."""
@@ -130,7 +130,10 @@ def total_loss(
     """Return the loss, and the weighted terms that it is the sum of (detached, by name)."""
     terms = loss_terms(prediction, batch, face_model, settings)
     weighted = {name: getattr(settings, name) * term for name, term in terms.items()}
-    loss = torch.stack([*weighted.values()]).sum() if weighted else prediction.albedo.sum() * 0.0
+    # Distributed training asks for a gradient of every parameter, also where no term looks at its group.
+    groups = [getattr(prediction.params, field.name) for field in dataclasses.fields(prediction.params)]
+    nothing = 0.0 * torch.stack([group.sum() for group in groups if group is not None]).sum()
+    loss = nothing + sum(weighted.values())
     return loss, {name: term.detach() for name, term in weighted.items()}
 
 
@@ -146,7 +149,7 @@ def loss_terms(
         ).mean(),
         "mask": lambda: mask_loss(prediction.regions, batch.masks, shared).mean(),
         "landmarks_2d": lambda: _landmarks_2d(prediction, batch),
-        "landmark_maps": lambda: _landmark_maps(params.seen_landmarks, batch),
+        "seen_landmarks": lambda: _seen_landmarks(params.seen_landmarks, batch),
         "landmarks_3d": lambda: _landmarks_3d(
             prediction, batch, face_model, settings.landmarks_3d_with_scale
         ),
@@ -160,14 +163,14 @@ def loss_terms(
         "albedo_unevenness": lambda: albedo_unevenness(prediction.albedo, face_model.labels == _SKIN).mean(),
     }
     if params.seen_landmarks is None:
-        terms.pop("landmark_maps")
+        del terms["seen_landmarks"]
     return {name: term() for name, term in terms.items() if getattr(settings, name) > 0}
 
 
-def _landmark_maps(seen: Tensor, batch: ViewBatch) -> Tensor:
-    return seen_landmark_loss(
-        seen, batch.landmarks_2d, batch.landmarks_2d_weights, batch.images.shape[-1]
-    ).mean()
+def _seen_landmarks(seen: Tensor | None, batch: ViewBatch) -> Tensor:
+    assert seen is not None  # the caller leaves this term out
+    image_size = batch.images.shape[-1]
+    return seen_landmark_loss(seen, batch.landmarks_2d, batch.landmarks_2d_weights, image_size).mean()
 
 
 def _landmarks_2d(prediction: Prediction, batch: ViewBatch) -> Tensor:

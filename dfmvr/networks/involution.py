@@ -140,8 +140,8 @@ class Involution(nn.Module):
     the output's; a last cell that sticks out is averaged over what it holds (ceil_mode), which is what lets
     any picture size through.
 
-    The kernels' features are cut at six standard deviations (the paper's are not): an involution is quadratic
-    in its input otherwise, and sixteen of them in a row turn one unusual picture into an overflow.
+    The kernels' features are cut at six (ReLU6 after their batch-norm; the paper's are not): an involution is
+    quadratic in its input otherwise, and sixteen of them in a row turn one unusual picture into an overflow.
     """
 
     def __init__(self, channels: int, kernel_size: int, stride: int = 1) -> None:

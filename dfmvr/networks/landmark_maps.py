@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-N_LANDMARKS = 68
+from dfmvr.types import N_LANDMARKS
 
 _SHARPNESS = 4.0
 """Factor on the scores: without it the maps stay smeared over the picture for the first few hundred steps."""

@@ -145,7 +145,9 @@ def parse_state(text: str) -> TrainingState:
         if version != FORMAT:
             raise CheckpointError(f"expected checkpoint format {FORMAT}, got {version}")
         return TrainingState(**{**content, "history": tuple(content["history"])})
-    except (KeyError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"not a checkpoint's state: {error}") from error
 
 

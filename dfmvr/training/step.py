@@ -25,8 +25,8 @@ class TrainingSettings:
     cpus_per_worker: float = 0.0
     """CPUs that a worker claims of the Ray cluster; 0 shares them out, leaving one for reading data."""
     render_from: float = 0.0
-    """Share of the steps after which photo and mask loss begin. Until then nothing is rendered, and a step
-    takes half the time. (The paper's released code begins its mask loss after 100 of 280 epochs.)"""
+    """Share of the steps after which photo and mask loss begin. Until then training steps do not render,
+    which makes them cheaper. (The paper's released code begins its mask loss after 100 of 280 epochs.)"""
     use_gpu: bool = False
     """Give every worker one GPU."""
     runs: str = "runs"

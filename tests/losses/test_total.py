@@ -25,7 +25,7 @@ REACHES = {
     "photo": SHAPE | POSE | {"albedo", "light"},
     "mask": SHAPE | POSE,
     "landmarks_2d": SHAPE | POSE,
-    "landmark_maps": {"seen_landmarks"},
+    "seen_landmarks": {"seen_landmarks"},
     "landmarks_3d": SHAPE,
     "identity_prior": {"identity"},
     "expression_prior": {"expression"},
@@ -118,7 +118,7 @@ def test_every_view_and_sample_is_reached(reconstructor, batch):
     terms = terms_of(reconstructor, batch, leaves)
     for name, group in (
         *((name, "translation") for name in ("photo", "mask", "landmarks_2d")),
-        ("landmark_maps", "seen_landmarks"),
+        ("seen_landmarks", "seen_landmarks"),
     ):
         (gradient,) = torch.autograd.grad(terms[name], leaves[group], retain_graph=True)
         assert (gradient.flatten(2).abs().amax(-1) > 0).all(), name
@@ -192,7 +192,7 @@ def test_a_batch_without_any_target_is_finite_and_leaves_only_the_priors(reconst
     assert loss.isfinite()
     assert all(leaf.grad.isfinite().all() for leaf in leaves.values())
     assert all(
-        terms[name] == 0 for name in ("photo", "mask", "landmarks_2d", "landmarks_3d", "landmark_maps")
+        terms[name] == 0 for name in ("photo", "mask", "landmarks_2d", "landmarks_3d", "seen_landmarks")
     )
 
 
@@ -227,6 +227,17 @@ def test_unknown_yaws_are_taken_from_the_prediction(reconstructor, batch):
     torch.testing.assert_close(known, predicted)
     frontal = dataclasses.replace(batch, view_yaws=torch.zeros(2, 3))
     assert terms_of(reconstructor, frontal, leaves)["landmarks_2d"] > known
+
+
+@pytest.mark.parametrize("left_out", [field.name for field in dataclasses.fields(LossSettings)])
+def test_every_group_has_a_gradient_whatever_is_left_out(reconstructor, batch, left_out):
+    """Distributed training waits for one from every parameter."""
+    leaves = draw_leaves(seed=2)
+    keep = {"light_colour": 0.0, "albedo_prior": 0.0, left_out: 0.0}
+    settings = LossSettings(**keep).without_rendering()
+    loss, _ = total_loss(draw(reconstructor, leaves), batch, reconstructor.face_model, settings)
+    loss.backward()
+    assert all(leaf.grad is not None for leaf in leaves.values())
 
 
 def test_total_is_the_sum_of_the_weighted_terms(reconstructor, batch):

@@ -53,3 +53,27 @@ def test_maps_join_the_regression_and_are_told_in_pixels():
     assert (params.seen_landmarks.mean((0, 1, 2)) - torch.tensor([32.0, 16.0])).abs().max() < 8
     params.identity.sum().backward()
     assert all(score.weight.grad.abs().sum() > 0 for maps in mapped.maps for score in maps.scores)
+
+
+def test_a_views_places_come_from_that_view_alone():
+    torch.manual_seed(0)
+    network = build_network(NetworkSettings(width=1 / 16, landmark_maps=True)).eval()
+    images, masks = torch.rand(1, 3, 3, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.int64)
+    seen = network(images, masks).seen_landmarks
+    images[:, 1] = 1 - images[:, 1]
+    moved = (network(images, masks).seen_landmarks - seen).abs().amax((0, 2, 3))
+    assert moved[1] > 1e-3
+    assert moved[0] == moved[2] == 0
+
+
+def test_what_is_seen_trains_encoders_and_maps_and_nothing_else():
+    torch.manual_seed(0)
+    network = build_network(NetworkSettings(width=1 / 16, landmark_maps=True))
+    network(
+        torch.rand(2, 3, 3, 32, 32), torch.zeros(2, 3, 32, 32, dtype=torch.int64)
+    ).seen_landmarks.sum().backward()
+    trained = {
+        name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+    }
+    groups = {".".join(name.split(".")[: 3 if name.startswith("fusion") else 2]) for name in trained}
+    assert groups == {f"fusion.encoders.{v}" for v in range(3)} | {f"maps.{v}" for v in range(3)}

@@ -8,8 +8,9 @@ import torch
 
 from dfmvr.config import Settings, SettingsError
 from dfmvr.data import storage
+from dfmvr.data.settings import DataSettings
 from dfmvr.data.storage import StorageError
-from dfmvr.training.checkpoint import TrainingState, read_state, save_checkpoint
+from dfmvr.training.checkpoint import CheckpointError, TrainingState, read_state, save_checkpoint
 from dfmvr.training.optim import OptimiserSettings, build_optimiser
 from dfmvr.training.step import TrainingSettings
 from ray_jobs.runs import (
@@ -17,12 +18,14 @@ from ray_jobs.runs import (
     RunError,
     best_checkpoint,
     checkpoint_names,
+    checkpoint_state,
     fetch_checkpoint,
     new_run,
     newest_intact_checkpoint,
     newest_state,
     open_run,
     store_checkpoint,
+    with_absolute_data,
     write_metrics,
     write_settings,
 )
@@ -111,6 +114,33 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) 
     assert name == older
     assert len(reasons) == 1
     assert "weights.safetensors: damaged" in reasons[0]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", None], ids=["cut", "a list", "bytes", "missing"])
+def test_a_damaged_state_costs_its_checkpoint_only(tmp_path: Path, content: bytes | None) -> None:
+    run = started_run(tmp_path, "mine")
+    older, newer = add_checkpoint(run, tmp_path, 1, 0.5), add_checkpoint(run, tmp_path, 2, 0.25)
+    state = Path(run.checkpoints) / newer / "state.json"
+    state.unlink() if content is None else state.write_bytes(content)
+    assert newest_intact_checkpoint(run.checkpoints)[0] == older
+    assert newest_state(run.checkpoints).epoch == 1  # type: ignore[union-attr]
+    assert best_checkpoint(run.checkpoints)[0] == older  # type: ignore[index]
+    with pytest.raises(CheckpointError, match=rf"{newer}/state\.json: "):
+        checkpoint_state(run.checkpoints, newer)
+
+
+def test_a_validation_that_was_not_finite_is_never_the_best(tmp_path: Path) -> None:
+    run = started_run(tmp_path, "mine")
+    for epoch, loss in ((1, float("nan")), (2, 0.5), (3, float("inf"))):
+        add_checkpoint(run, tmp_path, epoch, loss)
+    assert best_checkpoint(run.checkpoints)[1].epoch == 2  # type: ignore[index]
+
+
+def test_home_folders_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert new_run(settings_in("~/runs"), "mine").uri == f"{tmp_path}/runs/mine"
+    settings = with_absolute_data(Settings(data=DataSettings(uri="~/faces")))
+    assert settings.data.uri == f"{tmp_path}/faces"
 
 
 def test_the_manifest_is_stored_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

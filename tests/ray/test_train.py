@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dfmvr.config import Settings, dump_settings
+from dfmvr.config import Settings, config_hash, dump_settings
 from dfmvr.data import storage
 from dfmvr.data.manifest import read_manifest
 from dfmvr.data.settings import DataSettings
@@ -34,10 +34,15 @@ def tiny_settings(dataset: Path, runs: Path | str) -> Settings:
     return Settings(
         name="tiny",
         data=DataSettings(uri=str(dataset), image_size=32, batch_size=2, shuffle_rows=16),
-        network=NetworkSettings(width=1 / 16),
+        network=NetworkSettings(width=1 / 16, landmark_maps=True),
         optimiser=OptimiserSettings(learning_rate=1e-3, warmup_steps=2),
         training=TrainingSettings(
-            epochs=3, workers=2, cpus_per_worker=0.5, runs=str(runs), checkpoint_every_steps=CHECKPOINT_EVERY
+            epochs=3,
+            workers=2,
+            cpus_per_worker=0.5,
+            runs=str(runs),
+            checkpoint_every_steps=CHECKPOINT_EVERY,
+            render_from=0.5,
         ),
     )
 
@@ -74,6 +79,8 @@ def test_a_run_leaves_what_the_other_jobs_need(finished: Watched, tmp_path: Path
     assert is_finished(run)
     assert outcome.metrics["step"] == 3 * STEPS_PER_EPOCH
     assert [event.step for event in events if event.kind == "step"] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
+    rendered = [event.step for event in events if "loss/photo" in event.values]
+    assert rendered == list(range(3 * STEPS_PER_EPOCH // 2 + 1, 3 * STEPS_PER_EPOCH + 1))
     assert open_run(run.uri) == run
     metrics = json.loads(storage.read_bytes(run.path("metrics.json")))["training"]
     assert [epoch["epoch"] for epoch in metrics["history"]] == [1, 2, 3]
@@ -84,6 +91,8 @@ def test_a_run_leaves_what_the_other_jobs_need(finished: Watched, tmp_path: Path
     _, card = load_model(tmp_path)
     assert card.weights_hash == metrics["weights_hash"]
     assert card.metrics["val_loss"] == metrics["best"]["val_loss"]
+    assert metrics["config_hash"] == config_hash(run.settings), "the run's settings, wherever its data lie"
+    assert metrics["history"][0]["val_loss"] > 1.1 * metrics["history"][-1]["val_loss"], "it has learnt"
     # Those kept for their validation loss, and perhaps the newest; those inside epochs are gone.
     assert len(checkpoint_names(run.checkpoints)) <= run.settings.training.keep + 1
 
@@ -98,7 +107,7 @@ def test_a_killed_worker_costs_at_most_one_checkpoint_interval(finished: Watched
     def kill(event: Event) -> None:
         if event.kind == "start":
             pids.append(int(event.values["pid"]))
-        if event.kind == "step" and event.step > STEPS_PER_EPOCH + 1 and not killed_at:
+        if event.kind == "step" and event.step > 3 * STEPS_PER_EPOCH // 2 + 1 and not killed_at:
             killed_at.append(event.step)
             os.kill(pids[0], signal.SIGKILL)
 
@@ -183,6 +192,7 @@ def test_wrong_settings_are_told_before_ray_starts(
             {"network": NetworkSettings(n_views=2)},
             r"network\.n_views: expected 3, one for each of data\.views, got 2",
         ),
+        ({"data": DataSettings(image_size=40)}, r"data\.image_size: expected a multiple of 16, .*, got 40"),
         ({"training": TrainingSettings(workers=9)}, r"expected at least one validation row a worker, got 8"),
     ],
 )
