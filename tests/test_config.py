@@ -12,12 +12,25 @@ from dfmvr.config import (
     settings_from_dict,
 )
 
+from dfmvr.data.datasets.synthetic import split_of
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_loads(path: Path) -> None:
     assert load_settings(path).name == path.stem
+
+
+def test_nobody_whom_one_shipped_set_tests_trains_another() -> None:
+    """People are told apart by seed and number; a person's split depends on the shares alone."""
+    sets = [load_settings(path) for path in CONFIGS.rglob("*.yaml")]
+    for one in sets:
+        for other in sets:
+            count = min(one.synthetic.n_subjects, other.synthetic.n_subjects)
+            tested = [k for k in range(count) if split_of(one.synthetic, k) == "test"]
+            assert one.seed == other.seed
+            assert {split_of(other.synthetic, k) for k in tested} == {"test"}, (one.name, other.name)
 
 
 def test_overrides_win_over_files_and_files_over_what_they_extend(tmp_path: Path) -> None:
