@@ -20,6 +20,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.data import Dataset, ExecutionOptions
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dfmvr.config import Settings, load_settings
@@ -72,25 +73,30 @@ class Outcome:
     metrics: dict[str, Any]
     model: str
     """Folder of the exported model."""
-    stopped: bool
-    """Somebody stopped it before the last epoch."""
+    complete: bool
+    """A checkpoint of the last epoch's end is stored."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, build, run, report; return the exit status."""
     arguments = parse(argv)
+    stop = threading.Event()
     try:
         run = choose_run(arguments)
         manifest = check_data(run.settings)
         if not is_finished(run):
             scaling.init_ray(arguments.address)
-            train(run, manifest, stop_on_signals())
+            stop_on_signals(stop)
+            train(run, manifest, stop)
         outcome = finish(run)
-    except (ValueError, OSError, TrainingFailedError) as error:
+    except (ValueError, OSError, TrainingFailedError, RayError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     report(run, outcome)
-    return STOPPED if outcome.stopped else 0
+    if not outcome.complete and not stop.is_set():
+        print("error: the end was reached but not stored; see the warnings above", file=sys.stderr)
+        return 1
+    return 0 if outcome.complete else STOPPED
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -301,7 +307,7 @@ def finish(run: Run) -> Outcome:
         "history": newest.history,
     }
     write_metrics(run, metrics)
-    return Outcome(metrics, run.path("model"), newest.epoch < run.settings.training.epochs)
+    return Outcome(metrics, run.path("model"), newest.epoch >= run.settings.training.epochs)
 
 
 def export_model(run: Run, checkpoint: str, state: TrainingState) -> ModelCard:
@@ -328,9 +334,8 @@ def export_model(run: Run, checkpoint: str, state: TrainingState) -> ModelCard:
     return card
 
 
-def stop_on_signals() -> threading.Event:
-    """Make SIGINT and SIGTERM set the returned event; a second one ends the process at once."""
-    stop = threading.Event()
+def stop_on_signals(stop: threading.Event) -> None:
+    """Make SIGINT and SIGTERM set the event; a second one ends the process at once."""
 
     def on_signal(number: int, frame: object) -> None:
         if stop.is_set():
@@ -339,7 +344,6 @@ def stop_on_signals() -> threading.Event:
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
-    return stop
 
 
 def report(run: Run, outcome: Outcome) -> None:
@@ -347,7 +351,7 @@ def report(run: Run, outcome: Outcome) -> None:
     metrics = outcome.metrics
     best = "  ".join(f"{name} {value:.4g}" for name, value in metrics["best"].items())
     where = run.id if run.settings.training.runs == TrainingSettings().runs else run.uri
-    end = f"stopped; go on with --resume {where}" if outcome.stopped else "done"
+    end = "done" if outcome.complete else f"stopped; go on with --resume {where}"
     print(f"{end}: {metrics['epochs']} epochs, {metrics['step']} steps, {metrics['seconds'] / 60:.1f} min")
     if metrics["skipped_steps"] or metrics["failed_checkpoints"]:
         print(

@@ -11,7 +11,6 @@ from dfmvr.config import (
     settings_dict,
     settings_from_dict,
 )
-
 from dfmvr.data.datasets.synthetic import split_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -75,7 +75,7 @@ def finished(ray_cluster: None, s3_server: str, small_dataset: Path) -> Watched:
 @pytest.mark.ray
 def test_a_run_leaves_what_the_other_jobs_need(finished: Watched, tmp_path: Path) -> None:
     run, outcome, events = finished
-    assert not outcome.stopped
+    assert outcome.complete
     assert is_finished(run)
     assert outcome.metrics["step"] == 3 * STEPS_PER_EPOCH
     assert [event.step for event in events if event.kind == "step"] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
@@ -126,7 +126,7 @@ def test_a_stopped_run_goes_on_where_it_was(finished: Watched, tmp_path: Path) -
     run = again(finished[0], tmp_path, "stopped")
     stop = threading.Event()
     _, outcome, _ = train_and_watch(run, lambda event: stop.set() if event.kind == "step" else None, stop)
-    assert outcome.stopped
+    assert not outcome.complete
     assert not is_finished(run)
     stopped_at = outcome.metrics["step"]
     assert 1 <= stopped_at < 3 * STEPS_PER_EPOCH
@@ -182,6 +182,32 @@ def test_wrong_settings_are_told_before_ray_starts(
     assert main(["--config", str(config)]) == 1
     assert f"no complete data set at {tmp_path}/nothing" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("complete", "status", "words"),
+    [(True, 0, ""), (False, 1, "error: the end was reached but not stored")],
+)
+def test_an_end_that_could_not_be_stored_is_no_success(
+    small_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    complete: bool,
+    status: int,
+    words: str,
+) -> None:
+    (tmp_path / "c.yaml").write_text(dump_settings(tiny_settings(small_dataset, tmp_path)))
+    metrics = {"epochs": 3, "step": 36, "seconds": 9.0, "skipped_steps": 0, "failed_checkpoints": 1}
+    outcome = Outcome({**metrics, "best_checkpoint": "e3", "best": {}}, "model", complete)
+    monkeypatch.setattr("ray_jobs.train.scaling.init_ray", lambda address: None)
+    monkeypatch.setattr("ray_jobs.train.train", lambda *arguments: None)
+    monkeypatch.setattr("ray_jobs.train.finish", lambda run: outcome)
+    monkeypatch.setattr("ray_jobs.train.stop_on_signals", lambda stop: None)
+    assert main(["--config", str(tmp_path / "c.yaml")]) == status
+    told = capsys.readouterr()
+    assert words in told.err
+    assert "failed checkpoints: 1" in told.out
 
 
 @pytest.mark.parametrize(
