@@ -60,6 +60,7 @@ class PlaceReader(nn.Module):
     Shape and pose are nearly linear in the places: a linear layer reads them, and a small network adds what
     is not. Both see places of unit spread. The statistics for that run along, as batch norm's do, but are
     used in training too: the mean of a batch of 16 is off by a quarter of the spread, and a shape by as much.
+    Of several workers, the first one's statistics count, as for batch norm.
     """
 
     def __init__(self, n_views: int, out_features: int) -> None:
