@@ -236,7 +236,7 @@ def write_overlay(
     images = np.stack(
         [crop.cut(photos[source].image) for crop, source in zip(larger, views.sources, strict=True)]
     )
-    rows = draw_overlay(images, views.batch.masks[0].numpy(), face, predictor.renderer)
+    rows = draw_overlay(images, predictor.image_size, face, predictor.renderer)
     given = [rows[v] for v, name in enumerate(predictor.card.view_names) if name in photos]
     encoded, data = cv2.imencode(path.suffix or ".png", np.concatenate(given)[..., ::-1])
     if not encoded:

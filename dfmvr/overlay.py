@@ -15,14 +15,6 @@ from dfmvr.lighting import SH_BANDS, linear_to_srgb, shade
 from dfmvr.render.base import Renderer
 from dfmvr.types import Reconstruction
 
-REGION_COLOURS = np.array(
-    [
-        *[(0, 0, 0), (230, 180, 150), (120, 60, 20), (180, 120, 40), (40, 120, 220)],
-        *[(60, 200, 220), (230, 120, 60), (90, 20, 60), (220, 60, 90), (160, 40, 120)],
-    ],
-    np.uint8,
-)
-"""[10, 3] sRGB of the region labels."""
 LANDMARK_COLOUR = (40, 230, 90)
 SUPERSAMPLING = 2
 CLAY = 0.5
@@ -32,21 +24,21 @@ CLAY_LIGHT = (0.55, 0.25, 0.45, -0.1)
 
 
 def draw_overlay(
-    images: NDArray[np.uint8], masks: NDArray[Any], face: Reconstruction, renderer: Renderer
+    images: NDArray[np.uint8], image_size: int, face: Reconstruction, renderer: Renderer
 ) -> NDArray[np.uint8]:
-    """Draw one row a view: photograph with landmarks, regions given to the network, fitted face, plain shape.
+    """Draw one row a view: photograph with landmarks, fitted face, plain shape.
 
     Args:
         images: [V, T, T, 3] sRGB crops, at any size T.
-        masks: [V, S, S] region labels, at the size S that the face's intrinsics belong to.
+        image_size: side in pixels of the views that the face's intrinsics belong to.
         face: the reconstruction from these views.
         renderer: draws the face.
 
     Returns:
-        [V, T, 4 * T, 3] sRGB.
+        [V, T, 3 * T, 3] sRGB.
     """
     n_views, tile = images.shape[:2]
-    scale = tile / masks.shape[-1]
+    scale = tile / image_size
     radiance = torch.cat([_lit(face), _clay(face)], -1)
     intrinsics = face.intrinsics.clone()
     intrinsics[:, :2] *= scale * SUPERSAMPLING
@@ -57,7 +49,6 @@ def draw_overlay(
     rows = [
         [
             _with_points(images[v], face.landmarks_2d[v].cpu().numpy() * scale),
-            _with_regions(images[v], masks[v]),
             np.round(colours[v, ..., :3] + images[v] * (1 - cover[v])).astype(np.uint8),
             np.round(colours[v, ..., 3:] + 255 * (1 - cover[v])).astype(np.uint8),
         ]
@@ -104,11 +95,3 @@ def _with_points(image: NDArray[np.uint8], points: NDArray[Any]) -> NDArray[np.u
     for x, y in np.floor(points[np.isfinite(points).all(1)]).astype(int):
         marked[max(y - half, 0) : max(y + half, 0), max(x - half, 0) : max(x + half, 0)] = LANDMARK_COLOUR
     return marked
-
-
-def _with_regions(image: NDArray[np.uint8], mask: NDArray[Any]) -> NDArray[np.uint8]:
-    """Tint an image [T, T, 3] by its regions [S, S]."""
-    centres = ((np.arange(len(image)) + 0.5) * len(mask) / len(image)).astype(int)
-    labels = mask[np.ix_(centres, centres)]
-    tinted = (0.4 * image + 0.6 * REGION_COLOURS[labels]).astype(np.uint8)
-    return np.where(labels[..., None] > 0, tinted, image)

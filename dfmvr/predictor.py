@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dfmvr.data.preprocess.crop import Crop, fit_crop, mask_from_pose, nominal_crop
+from dfmvr.data.preprocess.crop import Crop, fit_crop, nominal_crop
 from dfmvr.geometry.camera import default_intrinsics
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.networks.weights import ModelCard, WeightsError, load_model
@@ -52,7 +52,7 @@ class Photo:
     """[5, 2] pixels (right eye, left eye, tip of the nose, right and left corner of the mouth: the subject's
     right, which is the image's left) or [68, 2] iBUG landmarks. None: the image is a crop already."""
     mask: NDArray[Any] | None = None
-    """[H, W] region labels 0-9 of the image. None: the mean face's, in the pose that the points tell."""
+    """[H, W] region labels 0-9 of the image. None: the network does without (all background)."""
 
     def __post_init__(self) -> None:
         image, mask = self.image, self.mask
@@ -253,10 +253,9 @@ class Predictor:
 
     def _mask(self, photo: Photo, crop: Crop) -> Tensor:
         """Return region labels [S, S] int64."""
-        if photo.mask is not None:
-            return torch.from_numpy(crop.cut_mask(photo.mask.astype(np.uint8))).long()
-        with torch.inference_mode():
-            return mask_from_pose(crop, self.face_model, self.renderer).cpu()
+        if photo.mask is None:
+            return torch.zeros(crop.size, crop.size, dtype=torch.int64)
+        return torch.from_numpy(crop.cut_mask(photo.mask.astype(np.uint8))).long()
 
     def _as_batch(self, images: Tensor, masks: Tensor, yaws: list[float]) -> ViewBatch:
         """Make a batch of one sample from images [V, S, S, 3] uint8 and masks [V, S, S]."""

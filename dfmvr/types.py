@@ -39,6 +39,10 @@ VIEW_NAMES = ("left", "front", "right")
 """The usual views, in their order: `left` shows the subject's left side (yaw < 0)."""
 
 
+FRONT = "front"
+"""The view that stands in for those that are missing."""
+
+
 class _Movable:
     """A record of tensors that moves between devices as one."""
 

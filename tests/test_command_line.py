@@ -105,8 +105,8 @@ def test_reconstruct_writes_every_file_and_warns_of_missing_views(
     weights = json.loads((model_dir / "model.json").read_text())["weights_hash"]
     assert gltf.meshes[0].extras["weights"] == weights
     picture = cv2.imread(str(overlay))
-    assert picture.shape == (336, 4 * 336, 3)
-    plain = picture[:, 3 * 336 :]
+    assert picture.shape == (336, 3 * 336, 3)
+    plain = picture[:, 2 * 336 :]
     assert (plain[0, 0] == 255).all()
     assert plain[168, 168].max() < 250  # the face
 

@@ -117,6 +117,10 @@ def test_a_cropped_picture_needs_no_points(predictor: Predictor):
     np.testing.assert_allclose(views.batch.images[0, 1].permute(1, 2, 0), image, atol=0.6 / 255)
 
 
+def test_without_a_mask_the_network_gets_none(predictor: Predictor, photo: Photo):
+    assert not predictor.prepare({"front": Photo(photo.image, POINTS)}).batch.masks.any()
+
+
 def test_a_given_mask_is_carried_into_the_crop(predictor: Predictor, photo: Photo):
     mask = np.full(photo.image.shape[:2], 7, np.uint8)
     views = predictor.prepare({"front": Photo(photo.image, POINTS, mask)})

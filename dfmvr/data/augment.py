@@ -1,4 +1,4 @@
-"""Variation of colours and sharpness, the same for all the views of a sample; geometry is left alone."""
+"""Variation of training samples: colours and sharpness, alike in all views, and what photographs may lack."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ import torch
 from torch import Tensor
 
 from dfmvr.data.settings import DataSettings
-from dfmvr.types import ViewBatch
+from dfmvr.types import FRONT, ViewBatch
 
 _BLUR_SIGMAS = (1.0, 3.0)
 """Range of the blur's standard deviation in pixels of a picture 224 px wide."""
+_OF_A_VIEW = (
+    *("images", "masks", "weight_maps", "landmarks_2d", "landmarks_2d_weights", "intrinsics", "view_yaws"),
+)
+"""Fields of a ViewBatch that have a view axis."""
 
 
 def augment(batch: ViewBatch, settings: DataSettings, generator: torch.Generator) -> ViewBatch:
-    """Return the batch with its images varied.
+    """Return the batch with its samples varied.
 
     Brightness, contrast, saturation and sharpness are each multiplied by U(1 - j, 1 + j), j the settings'
-    `colour_jitter`; a share of the samples is blurred.
+    `colour_jitter`; a share of the samples is blurred, a share loses its masks, a share loses side views.
 
     Args:
         batch: on any device.
-        settings: strength and blur.
+        settings: strength and shares.
         generator: on the CPU; the same state gives the same pictures.
     """
     n_samples, n_views, _, _, width = batch.images.shape
@@ -41,7 +45,9 @@ def augment(batch: ViewBatch, settings: DataSettings, generator: torch.Generator
 
     images = _jitter(batch.images.flatten(0, 1), [for_each_view(factor) for factor in factors])
     images = _blur(images, for_each_view(sigmas), for_each_view(blurred), kernel)
-    return dataclasses.replace(batch, images=images.reshape(batch.images.shape))
+    batch = dataclasses.replace(batch, images=images.reshape(batch.images.shape))
+    batch = _leave_out_masks(batch, settings.missing_mask_share, generator)
+    return _leave_out_views(batch, settings, generator)
 
 
 def step_generator(seed: int, *path: int) -> torch.Generator:
@@ -83,3 +89,30 @@ def _blur(images: Tensor, sigmas: Tensor, blurred: Tensor, kernel: int) -> Tenso
     images = images.clone()
     images[blurred] = filters.gaussian_blur2d(chosen, (kernel, kernel), sigma)
     return images
+
+
+def _leave_out_masks(batch: ViewBatch, share: float, generator: torch.Generator) -> ViewBatch:
+    """Make the masks of a share of the samples background: their photo and mask losses are then zero."""
+    if share == 0:
+        return batch
+    kept = torch.rand(len(batch.masks), generator=generator) >= share
+    return dataclasses.replace(batch, masks=batch.masks * kept.to(batch.masks.device).view(-1, 1, 1, 1))
+
+
+def _leave_out_views(batch: ViewBatch, settings: DataSettings, generator: torch.Generator) -> ViewBatch:
+    """Let the front view stand in for one or more others in a share of the samples (paper 5.3).
+
+    Every set of missing views is as likely as any other; with three views these are the paper's three forms.
+    """
+    others = [v for v, name in enumerate(settings.views) if name != FRONT]
+    if settings.missing_view_share == 0 or not others:
+        return batch
+    n_samples, n_views = batch.masks.shape[:2]
+    chosen = torch.rand(n_samples, generator=generator) < settings.missing_view_share
+    sets = torch.randint(1, 2 ** len(others), (n_samples,), generator=generator) * chosen
+    sources = torch.arange(n_views).repeat(n_samples, 1)
+    for bit, view in enumerate(others):
+        sources[:, view][sets.bitwise_right_shift(bit) % 2 == 1] = settings.views.index(FRONT)
+    samples = torch.arange(n_samples).unsqueeze(1)
+    changes = {name: getattr(batch, name)[samples, sources] for name in _OF_A_VIEW}
+    return dataclasses.replace(batch, **changes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dfmvr.types import VIEW_NAMES
+from dfmvr.types import FRONT, VIEW_NAMES
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class DataSettings:
     """Brightness, contrast, saturation and sharpness are multiplied by U(1 - this, 1 + this)."""
     blur_probability: float = 0.3
     """Share of the training samples that is blurred."""
+    missing_mask_share: float = 0.0
+    """Share of the training samples without masks (all background), like photographs that nobody parsed."""
+    missing_view_share: float = 0.0
+    """Share of the training samples that lack side views; the front view stands in (paper 5.3: 1/3)."""
     weight_dilation: float = 20.0
     """Pixels by which the weight map's regions grow at 224 px; scaled with the image size."""
 
@@ -42,8 +46,10 @@ class DataSettings:
         _require(valid_views, "views", f"one or more of {', '.join(VIEW_NAMES)}, each once", self.views)
         for name in ("image_size", "batch_size", "shuffle_rows", "prefetch_batches"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("max_bad_share", "blur_probability"):
+        for name in ("max_bad_share", "blur_probability", "missing_mask_share", "missing_view_share"):
             _require(0 <= getattr(self, name) <= 1, name, "a share in [0, 1]", getattr(self, name))
+        can_lack = not self.missing_view_share or FRONT in self.views
+        _require(can_lack, "missing_view_share", f"0 for views without {FRONT!r}", self.missing_view_share)
         _require(0 <= self.colour_jitter < 1, "colour_jitter", "a number in [0, 1)", self.colour_jitter)
         _require(self.weight_dilation >= 0, "weight_dilation", "at least 0 pixels", self.weight_dilation)
 

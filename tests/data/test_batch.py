@@ -105,6 +105,43 @@ def test_the_share_of_blurred_samples(batch: ViewBatch) -> None:
     )
 
 
+def many(batch: ViewBatch, count: int) -> ViewBatch:
+    """The first sample, again and again."""
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(ViewBatch) if f.name != "sample_ids"}
+    return ViewBatch(
+        **{name: value[:1].repeat(count, *[1] * (value.ndim - 1)) for name, value in fields.items()}
+    )
+
+
+def test_a_share_of_the_samples_loses_its_masks(batch: ViewBatch) -> None:
+    samples = many(batch, 400)
+    varied = augment(samples, dataclasses.replace(SETTINGS, missing_mask_share=0.25), step_generator(1))
+    lost = (varied.masks == 0).flatten(1).all(1)
+    assert 0.2 < lost.float().mean() < 0.3
+    assert torch.equal(varied.masks[~lost], samples.masks[~lost])
+
+
+def test_the_front_view_stands_in_for_every_set_of_missing_views_alike(batch: ViewBatch) -> None:
+    samples = many(batch, 900)
+    varied = augment(samples, dataclasses.replace(SETTINGS, missing_view_share=1 / 3), step_generator(2))
+    left, front, right = (samples.landmarks_2d[0, v] for v in range(3))
+    forms = {"none": [left, front, right], "left": [front, front, right], "right": [left, front, front]}
+    forms["both"] = [front, front, front]
+    is_form = {
+        name: (varied.landmarks_2d == torch.stack(views)).flatten(1).all(1) for name, views in forms.items()
+    }
+    shares = {name: float(found.float().mean()) for name, found in is_form.items()}
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares["none"] == pytest.approx(2 / 3, abs=0.05)
+    for name in ("left", "right", "both"):
+        assert shares[name] == pytest.approx(1 / 9, abs=0.04), name
+    only_front = is_form["both"].nonzero()[0, 0]
+    for name in ("images", "masks", "weight_maps", "landmarks_2d_weights", "intrinsics", "view_yaws"):
+        views = getattr(varied, name)[only_front]
+        assert torch.equal(views[0], views[1]), name
+        assert torch.equal(views[2], views[1]), name
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -115,6 +152,11 @@ def test_the_share_of_blurred_samples(batch: ViewBatch) -> None:
         ({"batch_size": 0}, "data.batch_size: expected at least 1, got 0"),
         ({"max_bad_share": 1.5}, r"data.max_bad_share: expected a share in \[0, 1\], got 1.5"),
         ({"colour_jitter": 1.0}, "data.colour_jitter"),
+        ({"missing_mask_share": -0.1}, r"data.missing_mask_share: expected a share in \[0, 1\], got -0.1"),
+        (
+            {"missing_view_share": 0.1, "views": ("left", "right")},
+            "data.missing_view_share: expected 0 for views without 'front', got 0.1",
+        ),
         ({"weight_dilation": -1.0}, "data.weight_dilation"),
     ],
 )

@@ -18,8 +18,6 @@ from torch import Tensor
 from dfmvr.geometry.camera import FOCAL_AT_224, SUBJECT_DISTANCE, default_intrinsics, project, to_camera
 from dfmvr.geometry.rotation import euler_to_matrix
 from dfmvr.morphable.model import MorphableModel
-from dfmvr.render.base import Renderer
-from dfmvr.types import REGION_NAMES
 
 FIVE_POINTS = "right eye, left eye, tip of the nose, right corner of the mouth, left corner of the mouth"
 """Order of the five points; right and left are the subject's (the right eye is at the image's left)."""
@@ -164,20 +162,6 @@ def nominal_crop(size: int, nominal_yaw: float) -> Crop:
     """Return the identity crop of a picture that already is one, with the view's usual pose."""
     rotation = _rotations(np.array([[0.0, nominal_yaw]]))[0].float().numpy()
     return Crop(np.eye(2, 3), size, rotation, 0.0)
-
-
-def mask_from_pose(crop: Crop, face_model: MorphableModel, renderer: Renderer) -> Tensor:
-    """Draw the mean face's regions as they would lie in a crop: a stand-in for a parsed mask.
-
-    Returns:
-        [size, size] int64 region labels.
-    """
-    one_hot = torch.nn.functional.one_hot(face_model.labels, len(REGION_NAMES)).to(face_model.mean_shape)
-    rotation = torch.from_numpy(crop.rotation).to(face_model.mean_shape)
-    camera = to_camera(face_model.mean_shape, rotation, rotation.new_zeros(3))
-    intrinsics = default_intrinsics(crop.size).to(rotation)
-    drawn = renderer(camera, face_model.triangles, one_hot, intrinsics, crop.size)
-    return drawn.attributes.argmax(-1) * drawn.mask
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from dfmvr.data.preprocess.crop import Crop, fit_crop, five_points, mask_from_pose, nominal_crop
+from dfmvr.data.preprocess.crop import Crop, fit_crop, five_points
 from dfmvr.geometry.camera import default_intrinsics, project, to_camera
 from dfmvr.geometry.rotation import euler_to_matrix
 from dfmvr.morphable.model import MorphableModel
-from dfmvr.render.zbuffer import ZBufferRenderer
-from dfmvr.types import REGION_NAMES
 
 SIZE = 112
 FRONTAL_POINTS = np.array([[203, 101], [247, 104], [224, 125], [203, 140], [246, 141]], float)
@@ -100,28 +98,3 @@ def test_masks_keep_their_labels():
 def test_points_of_no_face_are_refused(face_model: MorphableModel, points: np.ndarray, message: str):
     with pytest.raises(ValueError, match=message):
         fit_crop(points, face_model, SIZE)
-
-
-def test_mask_from_pose_draws_every_region_where_its_landmarks_are(face_model: MorphableModel):
-    mask = mask_from_pose(nominal_crop(SIZE, 0.0), face_model, ZBufferRenderer()).numpy()
-    assert mask.shape == (SIZE, SIZE)
-    landmarks = project_mean(face_model, 0, 0).numpy()
-
-    def label_at(*ids: int) -> str:
-        x, y = landmarks[list(ids)].mean(0)
-        return REGION_NAMES[mask[int(y), int(x)]]
-
-    assert label_at(36, 39) == "right_eye"
-    assert label_at(42, 45) == "left_eye"
-    assert label_at(30) == "nose"
-    assert label_at(57, 66) == "lower_lip"
-    assert label_at(19) == "right_brow"
-    assert label_at(2, 14, 33) in {"nose", "skin"}
-    assert mask[0, 0] == mask[-1, -1] == 0
-
-
-def test_mask_turns_with_the_head(face_model: MorphableModel):
-    renderer = ZBufferRenderer()
-    left = mask_from_pose(nominal_crop(SIZE, np.radians(-45)), face_model, renderer)
-    nose_columns = (left == REGION_NAMES.index("nose")).nonzero()[:, 1].float()
-    assert nose_columns.mean() < SIZE / 2 - 8
