@@ -41,6 +41,24 @@ examples:
 """
 
 
+PROTOCOL_NAMES = ("now", "now-metrical", "micc", "df-mvr", "df-mvr-legacy")
+EVALUATE_NOTES = """\
+A prediction and its scan have the same name but for the ending (.obj .ply .stl .glb .off). Beside each mesh
+lie its seven landmarks under the same name (.npy .txt .json, [7, 3] in the mesh's unit): right eye's outer
+and inner corner, left eye's inner and outer corner, bottom of the nose, right and left corner of the mouth.
+
+protocols:
+  now            NoW: median, mean, std over all scans' vertices; similarity registration
+  now-metrical   the same with the predicted size kept
+  micc           Deep3DFaceRecon on MICC: point-to-plane RMSE per scan within 95 mm of the nose's tip
+  df-mvr         DF-MVR: point-to-plane RMSE per scan on the front of the face
+  df-mvr-legacy  what DF-MVR's released code computes and calls RMSE: the mean distance per scan
+
+example:
+  dfmvr evaluate --predictions out/ --scans scans/ --protocol now --out now.json
+"""
+
+
 class UserError(ValueError):
     """What the user gave cannot be used; the message is all that is printed."""
 
@@ -71,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_face_model(commands)
     _add_reconstruct(commands)
+    _add_evaluate(commands)
     return parser
 
 
@@ -116,6 +135,25 @@ def _add_reconstruct(commands: Any) -> None:
         help="a trained model, such as runs/ID/model; default: the one shipped",
     )
     parser.set_defaults(run=run_reconstruct)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure meshes of any project against scans",
+        description="Measure predicted meshes against scans by the protocol of a published benchmark.",
+        epilog=EVALUATE_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, what in (("predictions", "predicted meshes"), ("scans", "true surfaces")):
+        parser.add_argument(f"--{name}", type=Path, required=True, metavar="DIR", help=f"folder of {what}")
+    parser.add_argument("--protocol", required=True, choices=PROTOCOL_NAMES, help="see below")
+    for name in ("prediction", "scan"):
+        parser.add_argument(
+            f"--{name}-unit", choices=("um", "mm", "cm", "m"), default="mm", help="unit of length (mm)"
+        )
+    parser.add_argument("--out", type=Path, metavar="JSON", help="write the numbers here, face by face")
+    parser.set_defaults(run=run_evaluate)
 
 
 def parse_points(text: str) -> NDArray[np.float64]:
@@ -242,3 +280,40 @@ def write_overlay(
     if not encoded:
         raise UserError(f"{path}: cannot write a picture of this kind")
     write_atomic(path, data.tobytes())
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """Measure every pair of meshes; print the protocol's numbers.
+
+    Raises:
+        UserError: not one face could be measured.
+    """
+    import json
+
+    from tqdm import tqdm
+
+    from dfmvr.evaluation.mesh_files import pair_files, read_marked_mesh
+    from dfmvr.evaluation.published import measure_published, summarise
+    from dfmvr.files import write_atomic
+
+    pairs, problems = pair_files(options.predictions, options.scans)
+    measured = {}
+    for pair in tqdm(pairs, unit="face", desc=options.protocol, dynamic_ncols=True):
+        try:
+            scan = read_marked_mesh(pair.scan, options.scan_unit)
+            prediction = read_marked_mesh(pair.prediction, options.prediction_unit)
+            measured[pair.name] = measure_published(options.protocol, scan, prediction)
+        except ValueError as error:
+            problems.append(f"{pair.name}: {error}")
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    if not measured:
+        raise UserError(f"expected at least one face to measure, got none of {len(problems)}")
+    numbers = summarise(options.protocol, list(measured.values()))
+    print(f"{options.protocol}, {len(measured)} faces ({len(problems)} left out)")
+    for name, value in numbers.items():
+        print(f"{name:<22}{value:8.4f}")
+    if options.out:
+        faces = {name: summarise(options.protocol, [distances]) for name, distances in measured.items()}
+        content = {"protocol": options.protocol, **numbers, "faces": faces, "left_out": problems}
+        write_atomic(options.out, (json.dumps(content, indent=2) + "\n").encode())

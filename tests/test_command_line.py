@@ -21,6 +21,9 @@ POINTS = "203,101,247,104,224,125,203,140,246,141"
 
 SURFACE = {
     "": ["--help", "--version"],
+    "evaluate": [
+        *["--help", "--out", "--prediction-unit", "--predictions", "--protocol", "--scan-unit", "--scans"],
+    ],
     "face-model": ["--help", "--path", "--sheet"],
     "reconstruct": [
         *["--front", "--front-points", "--help", "--left", "--left-points", "--model", "--out", "--overlay"],
