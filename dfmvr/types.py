@@ -103,8 +103,9 @@ class FaceParams(_Movable):
     translation: Tensor
     """[*L, V, 3] mm, in the view-aligned axes; zero: the origin lies on the optical axis at the subject's
     distance."""
-    seen_landmarks: Tensor | None = None
-    """[*L, V, 68, 2] pixels: where the network's heat maps see the landmarks; None without such maps."""
+    landmark_scores: Tensor | None = None
+    """[*L, V, 68, h, w]: their softmax over the picture is where the network sees each landmark; None without
+    such maps."""
 
 
 @dataclass(frozen=True)

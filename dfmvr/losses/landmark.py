@@ -85,7 +85,7 @@ def seen_landmark_loss(
     not pull at it.
 
     Args:
-        seen: [*L, 68, 2] pixels.
+        seen: [*L, 68, 2] pixels: the heat maps' centres of mass.
         target: [*L, 68, 2] pixels; any finite value where the weight is 0.
         weights: [*L, 68] confidences.
         image_size: side of the picture in pixels.
@@ -96,6 +96,44 @@ def seen_landmark_loss(
     scale = PAPER_IMAGE_SIZE / image_size
     squared = (scale * (seen - target)).square().sum(-1)
     return (weights * ((1 + squared).sqrt() - 1)).mean(-1)
+
+
+def landmark_map_loss(
+    scores: Float[Tensor, "*L 68 h w"],
+    target: Float[Tensor, "*L 68 2"],
+    weights: Float[Tensor, "*L 68"],
+    image_size: int,
+) -> Float[Tensor, "*L"]:
+    """Return the weighted mean cross-entropy of landmarks' heat maps.
+
+    The ideal map spreads a landmark over the four cells about it, so that its centre of mass is the landmark.
+    The distance of the centres (`seen_landmark_loss`) teaches faster, but has no gradient once a map has
+    settled in a wrong place: without this loss such landmarks are lost for good.
+
+    Args:
+        scores: [*L, 68, h, w], before the softmax over the picture.
+        target: [*L, 68, 2] pixels; landmarks outside the picture do not count.
+        weights: [*L, 68] confidences.
+        image_size: side of the picture in pixels.
+
+    Returns:
+        [*L] nats.
+    """
+    height, width = scores.shape[-2:]
+    cells = target.new_tensor([width, height])
+    inside = ((target >= 0) & (target <= image_size)).all(-1)
+    place = (target / image_size * cells - 0.5).clamp_min(0).minimum(cells - 1)
+    low = place.floor().minimum(cells - 2)
+    share = place - low
+    logarithms = scores.flatten(-2).log_softmax(-1)
+    loss = torch.zeros_like(weights)
+    for right in (0, 1):
+        for below in (0, 1):
+            column, row = (low[..., 0] + right).long(), (low[..., 1] + below).long()
+            weight = (share[..., 0] - (1 - right)).abs() * (share[..., 1] - (1 - below)).abs()
+            found = logarithms.gather(-1, (row * width + column).unsqueeze(-1)).squeeze(-1)
+            loss = loss - weight * found
+    return (weights * inside * loss).mean(-1)
 
 
 def landmark_3d_loss(

@@ -17,6 +17,7 @@ from torch import Tensor
 from dfmvr.losses.landmark import (
     landmark_2d_loss,
     landmark_3d_loss,
+    landmark_map_loss,
     landmark_weights,
     seen_landmark_loss,
     yaw_of,
@@ -31,6 +32,7 @@ from dfmvr.losses.regularisation import (
     range_penalty,
 )
 from dfmvr.morphable.model import MorphableModel
+from dfmvr.networks.landmark_maps import expected_places
 from dfmvr.types import REGION_NAMES, FaceParams, ViewBatch
 
 _SKIN = REGION_NAMES.index("skin")
@@ -53,9 +55,11 @@ class LossSettings:
     landmarks_2d: float = 0.02
     """Squared distance in pixels at 224 px, nose and inner mouth 20-fold."""
     seen_landmarks: float = 20.0
-    """Distance in pixels at 224 px between the landmarks that the network's heat maps see and the data's; not
-    for networks without such maps (network.landmark_maps). As strong as the other terms together, which
+    """Distance in pixels at 224 px between the data's landmarks and where the network's heat maps see them;
+    not for networks without such maps (network.landmark_maps). As strong as the other terms together, which
     also pull at the maps' places and would make something else than landmarks of them."""
+    landmark_maps: float = 20.0
+    """Cross-entropy of those heat maps."""
     landmarks_3d: float = 1.0
     """Squared distance in mm^2 after alignment, over the samples that have 3D landmarks."""
     landmarks_3d_with_scale: bool = True
@@ -149,7 +153,8 @@ def loss_terms(
         ).mean(),
         "mask": lambda: mask_loss(prediction.regions, batch.masks, shared).mean(),
         "landmarks_2d": lambda: _landmarks_2d(prediction, batch),
-        "seen_landmarks": lambda: _seen_landmarks(params.seen_landmarks, batch),
+        "seen_landmarks": lambda: _seen_landmarks(params.landmark_scores, batch),
+        "landmark_maps": lambda: _landmark_maps(params.landmark_scores, batch),
         "landmarks_3d": lambda: _landmarks_3d(
             prediction, batch, face_model, settings.landmarks_3d_with_scale
         ),
@@ -162,15 +167,22 @@ def loss_terms(
         "light_colour": lambda: light_colour(params.light).mean(),
         "albedo_unevenness": lambda: albedo_unevenness(prediction.albedo, face_model.labels == _SKIN).mean(),
     }
-    if params.seen_landmarks is None:
-        del terms["seen_landmarks"]
+    if params.landmark_scores is None:
+        del terms["seen_landmarks"], terms["landmark_maps"]
     return {name: term() for name, term in terms.items() if getattr(settings, name) > 0}
 
 
-def _seen_landmarks(seen: Tensor | None, batch: ViewBatch) -> Tensor:
-    assert seen is not None  # the caller leaves this term out
+def _seen_landmarks(scores: Tensor | None, batch: ViewBatch) -> Tensor:
+    assert scores is not None  # the caller leaves this term out
     image_size = batch.images.shape[-1]
+    seen = image_size * expected_places(scores)
     return seen_landmark_loss(seen, batch.landmarks_2d, batch.landmarks_2d_weights, image_size).mean()
+
+
+def _landmark_maps(scores: Tensor | None, batch: ViewBatch) -> Tensor:
+    assert scores is not None  # the caller leaves this term out
+    image_size = batch.images.shape[-1]
+    return landmark_map_loss(scores, batch.landmarks_2d, batch.landmarks_2d_weights, image_size).mean()
 
 
 def _landmarks_2d(prediction: Prediction, batch: ViewBatch) -> Tensor:

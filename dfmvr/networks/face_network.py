@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfmvr.networks.heads import FaceHeads
-from dfmvr.networks.landmark_maps import LandmarkMaps, PlaceReader
+from dfmvr.networks.landmark_maps import LandmarkMaps, PlaceReader, expected_places
+from dfmvr.networks.late_fusion import LateFusion
 from dfmvr.networks.mulen_unet import MulEnUnet
 from dfmvr.networks.rednet import RedNet
+from dfmvr.networks.resnet import ResNet
 from dfmvr.networks.settings import NetworkSettings
 from dfmvr.types import REGION_NAMES, FaceParams
 
@@ -29,19 +31,33 @@ _MASK_CHANNELS = {"one_hot": len(REGION_NAMES), "scalar": 1, "none": 0}
 def build_network(settings: NetworkSettings) -> FaceNetwork:
     """Build the network that the settings name; its weights come from torch's global random state."""
     in_channels = 3 + _MASK_CHANNELS[settings.mask_input]
+    n_views, channels = settings.n_views, settings.fusion_channels
+    fusion: MulEnUnet | LateFusion
     match settings.name:
-        case "mulen_unet_rednet":
-            fusion = MulEnUnet(settings.n_views, in_channels, settings.fusion_channels)
-            regressor = RedNet(fusion.out_channels, settings.regressor_channels)
+        case "mulen_unet_rednet" | "mulen_unet_resnet":
+            fusion = MulEnUnet(
+                n_views,
+                in_channels,
+                channels,
+                shared_encoders=settings.shared_encoders,
+                attention_gates=settings.attention_gates,
+            )
+        case "unet_rednet":
+            fusion = LateFusion(n_views, in_channels, channels, "unet")
+        case "cnn_rednet":
+            fusion = LateFusion(n_views, in_channels, channels, "cnn")
         case _:
             raise ValueError(f"network.name: cannot build {settings.name!r}")
+    regress = ResNet if settings.name.endswith("_resnet") else RedNet
+    regressor = regress(fusion.out_channels, settings.regressor_channels)
     features = regressor.out_features
     if not settings.landmark_maps:
-        return FaceNetwork(fusion, regressor, FaceHeads(features, settings.n_views), settings.mask_input)
+        heads = FaceHeads(features, n_views, settings.shared_light)
+        return FaceNetwork(fusion, regressor, heads, settings.mask_input)
     levels = fusion.pyramid_channels[FINEST_MAP_LEVEL:]
-    maps = nn.ModuleList(LandmarkMaps(levels) for _ in range(settings.n_views))
-    reader = PlaceReader(settings.n_views, PLACE_FEATURES)
-    heads = FaceHeads(features + PLACE_FEATURES, settings.n_views)
+    maps = nn.ModuleList(LandmarkMaps(levels) for _ in range(n_views))
+    reader = PlaceReader(n_views, PLACE_FEATURES)
+    heads = FaceHeads(features + PLACE_FEATURES, n_views, settings.shared_light)
     return FaceNetwork(fusion, regressor, heads, settings.mask_input, maps, reader)
 
 
@@ -53,7 +69,7 @@ class FaceNetwork(nn.Module):
         regressor: the fusion feature -> [B, features].
         heads: [B, features] -> FaceParams.
         mask_input: see NetworkSettings.
-        maps: for each view, its feature pyramid -> the landmarks' places [B, 68, 2]; None: there are none.
+        maps: for each view, its feature pyramid -> scores of the landmarks [B, 68, h, w]; None: without.
         reader: the places of all views [B, V, 68, 2] -> [B, features] that the heads see as well.
     """
 
@@ -94,10 +110,10 @@ class FaceNetwork(nn.Module):
         if self.maps is None or self.reader is None:
             return self.heads(features)
         levels = [pyramid[FINEST_MAP_LEVEL:] for pyramid in pyramids]
-        places = torch.stack([read(view) for read, view in zip(self.maps, levels, strict=True)], 1)
+        scores = torch.stack([draw(view) for draw, view in zip(self.maps, levels, strict=True)], 1)
+        places = expected_places(scores)
         params: FaceParams = self.heads(torch.cat([features, self.reader(places)], 1))
-        size = places.new_tensor([images.shape[-1], images.shape[-2]])
-        return dataclasses.replace(params, seen_landmarks=places * size)
+        return dataclasses.replace(params, landmark_scores=scores)
 
     def _inputs(self, images: Tensor, masks: Tensor) -> Tensor:
         """Map the pictures to [-1, 1] and append the mask's channels; the result is stored channels last."""

@@ -45,16 +45,18 @@ class FaceHeads(nn.Module):
 
     Args:
         in_features: length of the feature vector.
-        n_views: number of views V, each with its own light and pose.
+        n_views: number of views V, each with its own pose.
+        shared_light: one light for all views; else each has its own.
     """
 
-    def __init__(self, in_features: int, n_views: int) -> None:
+    def __init__(self, in_features: int, n_views: int, shared_light: bool = False) -> None:
         super().__init__()
         self.n_views = n_views
+        self.n_lights = 1 if shared_light else n_views
         self.identity = nn.Linear(in_features, N_IDENTITY)
         self.expression = nn.Linear(in_features, N_EXPRESSION)
         self.albedo = nn.Linear(in_features, N_ALBEDO)
-        self.light = nn.Linear(in_features, n_views * SH_BANDS * 3)
+        self.light = nn.Linear(in_features, self.n_lights * SH_BANDS * 3)
         self.pose = nn.Linear(in_features, n_views * 6)
         for head in (self.identity, self.expression, self.albedo, self.light, self.pose):
             nn.init.normal_(head.weight, std=_START / in_features**0.5)
@@ -69,12 +71,12 @@ class FaceHeads(nn.Module):
     def forward(self, features: Tensor) -> FaceParams:
         """Return parameters with leading shape [B] for features [B, in_features]."""
         pose = self.pose(features).unflatten(1, (self.n_views, 2, 3))
-        light = self.light(features).unflatten(1, (self.n_views, SH_BANDS, 3))
+        light = self.light(features).unflatten(1, (self.n_lights, SH_BANDS, 3))
         return FaceParams(
             identity=self.identity(features),
             expression=EXPRESSION_UNIT * self.expression(features),
             albedo=self.albedo(features),
-            light=self.neutral_light + LIGHT_UNIT * light,
+            light=(self.neutral_light + LIGHT_UNIT * light).expand(-1, self.n_views, -1, -1),
             rotation=euler_to_matrix(ROTATION_UNIT * pose[:, :, 0]),
             translation=self.translation_unit * pose[:, :, 1],
         )

@@ -1,8 +1,8 @@
 """Heat maps of the landmarks, and where they say the landmarks are.
 
 Average pooling tells a regressor that a feature is there, hardly where; a face's shape is in the where, to a
-fraction of a pixel. So each view's encoder also draws a heat map for each landmark, whose centre of mass is
-compared with the landmark in the picture (losses/landmark.py) and handed to the regression's heads.
+fraction of a pixel. So each view's encoder also draws a heat map for each landmark. The maps are trained on
+the landmarks in the picture (losses/landmark.py); their centres of mass are handed to the regression's heads.
 
 Axis letters: B batch, V view, K landmark, C channel, H W image.
 """
@@ -25,7 +25,7 @@ _SMALLEST_SPREAD = 3e-3
 
 
 class LandmarkMaps(nn.Module):
-    """One view's feature pyramid -> the places of the landmarks in its picture.
+    """One view's feature pyramid -> scores, whose softmax over the picture is each landmark's heat map.
 
     Each level adds its scores to the enlarged ones of the coarser level (as in Long et al., 2015): the coarse
     levels know which landmark it is, the fine ones where exactly.
@@ -39,18 +39,18 @@ class LandmarkMaps(nn.Module):
         self.scores = nn.ModuleList(nn.Conv2d(count, N_LANDMARKS, 1) for count in channels)
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Return [B, K, 2], x and y as shares of the picture, for features [B, C, H / 2^l, W / 2^l]."""
+        """Return [B, K, h, w], of the finest level's size, for features [B, C, h / 2^l, w / 2^l]."""
         levels = [score(features) for score, features in zip(self.scores, pyramid, strict=True)]
         total = levels[-1]
         for finer in levels[-2::-1]:
             total = functional.interpolate(total, finer.shape[-2:], mode="bilinear") + finer
-        return expected_places(_SHARPNESS * total)
+        return _SHARPNESS * total
 
 
 def expected_places(scores: Tensor) -> Tensor:
-    """Return the softmaxes' centres of mass [B, K, 2], as shares of the picture, for scores [B, K, H, W]."""
+    """Return the maps' centres of mass [*L, K, 2], as shares of the picture, for scores [*L, K, h, w]."""
     height, width = scores.shape[-2:]
-    heat = scores.flatten(2).softmax(-1).unflatten(-1, (height, width))
+    heat = scores.flatten(-2).softmax(-1).unflatten(-1, (height, width))
     return torch.stack([heat.sum(-2) @ _centres(width, heat), heat.sum(-1) @ _centres(height, heat)], -1)
 
 

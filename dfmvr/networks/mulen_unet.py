@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfmvr.networks.rednet import initialise
+from dfmvr.networks.residual import initialise
 
-_LEVELS = 5
-SIZE_MULTIPLE = 2 ** (_LEVELS - 1)
+LEVELS = 5
+"""Levels of a U-Net, the finest at the picture's size."""
+SIZE_MULTIPLE = 2 ** (LEVELS - 1)
 """Image height and width must be multiples of this: the encoders halve them four times."""
 
 
@@ -29,24 +30,36 @@ class MulEnUnet(nn.Module):
         n_views: number of views V, each with its own encoder.
         in_channels: channels of a view.
         base_channels: channels of the finest level (paper: 64), doubled on each of the four levels below.
+        shared_encoders: one encoder for all views (not the paper's).
+        attention_gates: False hands the skips on as they are (not the paper's).
     """
 
-    def __init__(self, n_views: int, in_channels: int, base_channels: int) -> None:
+    def __init__(
+        self,
+        n_views: int,
+        in_channels: int,
+        base_channels: int,
+        *,
+        shared_encoders: bool = False,
+        attention_gates: bool = True,
+    ) -> None:
         super().__init__()
-        channels = [base_channels * 2**level for level in range(_LEVELS)]
+        channels = [base_channels * 2**level for level in range(LEVELS)]
         self.n_views = n_views
         self.in_channels = in_channels
         self.out_channels = (1 + n_views) * base_channels
-        self.pyramid_channels = channels
-        self.encoders = nn.ModuleList(Encoder([in_channels, *channels]) for _ in range(n_views))
+        self.pyramid_channels: list[int] = channels
+        n_encoders = 1 if shared_encoders else n_views
+        self.encoders = nn.ModuleList(Encoder([in_channels, *channels]) for _ in range(n_encoders))
         self.stages = nn.ModuleList(
             DecoderStage(
-                in_channels=n_views * channels[-1] if level == _LEVELS - 2 else channels[level + 1],
+                in_channels=n_views * channels[-1] if level == LEVELS - 2 else channels[level + 1],
                 channels=channels[level],
                 n_views=n_views,
                 fuse=level > 0,
+                gated=attention_gates,
             )
-            for level in reversed(range(_LEVELS - 1))
+            for level in reversed(range(LEVELS - 1))
         )
         initialise(self)
 
@@ -61,20 +74,28 @@ class MulEnUnet(nn.Module):
             ValueError: when the number of views or channels is another than this network was built for, or
                 the height or width is not a multiple of SIZE_MULTIPLE.
         """
-        if views.ndim != 5 or views.shape[1:3] != (self.n_views, self.in_channels):
-            raise ValueError(
-                f"views: expected [B, {self.n_views}, {self.in_channels}, H, W], got {tuple(views.shape)}"
-            )
-        if views.shape[-1] % SIZE_MULTIPLE or views.shape[-2] % SIZE_MULTIPLE:
-            height, width = views.shape[-2:]
-            raise ValueError(
-                f"image size: expected multiples of {SIZE_MULTIPLE} for both sides, got {height} x {width}"
-            )
-        pyramids = [encoder(view) for encoder, view in zip(self.encoders, views.unbind(1), strict=True)]
+        check_views(views, self.n_views, self.in_channels)
+        encoders = [self.encoders[view % len(self.encoders)] for view in range(self.n_views)]
+        pyramids = [encoder(view) for encoder, view in zip(encoders, views.unbind(1), strict=True)]
         x = torch.cat([pyramid[-1] for pyramid in pyramids], 1)
         for stage, skips in zip(self.stages, list(zip(*pyramids, strict=True))[-2::-1], strict=True):
             x = stage(x, skips)
         return x, pyramids
+
+
+def check_views(views: Tensor, n_views: int, in_channels: int) -> None:
+    """Check the input of a fusion network.
+
+    Raises:
+        ValueError: it is not [B, n_views, in_channels, H, W] with sides that are multiples of SIZE_MULTIPLE.
+    """
+    if views.ndim != 5 or views.shape[1:3] != (n_views, in_channels):
+        raise ValueError(f"views: expected [B, {n_views}, {in_channels}, H, W], got {tuple(views.shape)}")
+    height, width = views.shape[-2:]
+    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
+        raise ValueError(
+            f"image size: expected multiples of {SIZE_MULTIPLE} for both sides, got {height} x {width}"
+        )
 
 
 class Encoder(nn.Module):
@@ -96,17 +117,20 @@ class Encoder(nn.Module):
 class DecoderStage(nn.Module):
     """Doubles the size of the coarser features, adds every view's gated skip, and (`fuse`) mixes them."""
 
-    def __init__(self, in_channels: int, channels: int, n_views: int, fuse: bool) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, n_views: int, *, fuse: bool, gated: bool = True
+    ) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(in_channels, channels, 2, stride=2)
-        self.gates = nn.ModuleList(AttentionGate(channels) for _ in range(n_views))
+        self.gates = nn.ModuleList(AttentionGate(channels) for _ in range(n_views * gated))
         self.fuse = DoubleConv((1 + n_views) * channels, channels) if fuse else nn.Identity()
 
     def forward(self, x: Tensor, skips: tuple[Tensor, ...]) -> Tensor:
         """Return the features of this level from those of the coarser one and this level's skips."""
         x = self.up(x)
-        gated = [gate(x, skip) for gate, skip in zip(self.gates, skips, strict=True)]
-        return self.fuse(torch.cat([x, *gated], 1))
+        if self.gates:
+            skips = tuple(gate(x, skip) for gate, skip in zip(self.gates, skips, strict=True))
+        return self.fuse(torch.cat([x, *skips], 1))
 
 
 class AttentionGate(nn.Module):

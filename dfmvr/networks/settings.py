@@ -9,7 +9,7 @@ from types import MappingProxyType
 PAPER_BASE_CHANNELS = 64
 """Channels of the finest level, and of RedNet's first stage, at width 1."""
 
-NETWORKS = ("mulen_unet_rednet",)
+NETWORKS = ("mulen_unet_rednet", "mulen_unet_resnet", "unet_rednet", "cnn_rednet")
 MASK_INPUTS = ("one_hot", "scalar", "none")
 
 
@@ -18,7 +18,9 @@ class NetworkSettings:
     """What network to build."""
 
     name: str = "mulen_unet_rednet"
-    """`mulen_unet_rednet`: MulEn-Unet fuses the views, RedNet-50 regresses (paper 3.3, 3.4)."""
+    """`mulen_unet_rednet`: MulEn-Unet fuses the views, RedNet-50 regresses (paper 3.3, 3.4). For ablations:
+    `mulen_unet_resnet` has ResNet-50 (v3); `unet_rednet` a U-Net a view (v2) and `cnn_rednet` a plain CNN a
+    view (v1), whose features are concatenated."""
     width: float = 1.0
     """Channels of the fusion network relative to the paper's; 64 x width is 4, 8 or a multiple of 16."""
     regressor_width: float | None = None
@@ -32,6 +34,13 @@ class NetworkSettings:
     """How a view's face mask joins its picture. `one_hot`: ten channels, one a region (the paper's text).
     `scalar`: one channel that holds the label 0-9 (the paper's count of parameters). `none`: left out."""
 
+    shared_encoders: bool = False
+    """One encoder for all views of MulEn-Unet; the paper has one a view."""
+    attention_gates: bool = True
+    """Let MulEn-Unet's decoder weigh the skips; False hands them on as they are."""
+    shared_light: bool = False
+    """One light for all views, as the paper's text has it; else each view has its own."""
+
     def __post_init__(self) -> None:
         if self.name not in NETWORKS:
             raise ValueError(f"network.name: expected one of {NETWORKS}, got {self.name!r}")
@@ -39,6 +48,13 @@ class NetworkSettings:
             raise ValueError(f"network.mask_input: expected one of {MASK_INPUTS}, got {self.mask_input!r}")
         if self.n_views < 1:
             raise ValueError(f"network.n_views: expected at least 1, got {self.n_views}")
+        if self.landmark_maps and self.name == "cnn_rednet":
+            raise ValueError("network.landmark_maps: expected false for cnn_rednet, which has no pyramid")
+        if not self.name.startswith("mulen_unet") and (self.shared_encoders or not self.attention_gates):
+            raise ValueError(
+                f"network.shared_encoders, network.attention_gates: expected false and true for {self.name}, "
+                "which has neither"
+            )
         _channels("width", self.width)
         if self.regressor_width is not None:
             _channels("regressor_width", self.regressor_width)

@@ -11,6 +11,7 @@ from dfmvr.losses.landmark import (
     IMPORTANT,
     landmark_2d_loss,
     landmark_3d_loss,
+    landmark_map_loss,
     landmark_weights,
     seen_landmark_loss,
     yaw_of,
@@ -24,6 +25,7 @@ from dfmvr.losses.regularisation import (
     normal_prior,
     range_penalty,
 )
+from dfmvr.networks.landmark_maps import expected_places
 
 SIZE = 8
 
@@ -210,6 +212,46 @@ def test_seen_landmarks_cost_their_distance_at_224_pixels_rounded_off_below_one(
 def test_seen_landmark_gradient_against_finite_differences():
     target, weights = rand(2, 68, 2), rand(2, 68)
     assert gradcheck(lambda seen: seen_landmark_loss(seen, target, weights, 64), leaf(2, 68, 2))
+
+
+def test_the_ideal_heat_map_has_the_landmark_as_its_centre_and_the_least_cost():
+    target = torch.tensor([[[20.0, 37.0]]], dtype=torch.float64).expand(1, 68, 2)
+    scores = torch.zeros(1, 68, 16, 16, dtype=torch.float64, requires_grad=True)
+    weights = torch.ones(1, 68, dtype=torch.float64)
+    optimiser = torch.optim.Adam([scores], 0.5)
+    for _ in range(400):
+        optimiser.zero_grad()
+        landmark_map_loss(scores, target, weights, image_size=64).sum().backward()
+        optimiser.step()
+    torch.testing.assert_close(64 * expected_places(scores.detach()), target, atol=0.02, rtol=0)
+    x, y = 20 / 4 - 0.5 - 4, 37 / 4 - 0.5 - 8  # shares of the right and of the lower cell
+    entropy = -sum(share * math.log(share) for share in (x, 1 - x, y, 1 - y))
+    assert landmark_map_loss(scores, target, weights, 64).item() == pytest.approx(entropy, abs=1e-3)
+
+
+def test_a_map_that_has_settled_in_a_wrong_place_is_still_pulled_away():
+    scores = torch.zeros(1, 68, 16, 16)
+    scores[..., 2, 2] = 60.0
+    scores.requires_grad_()
+    landmark_map_loss(scores, torch.full((1, 68, 2), 42.0), torch.ones(1, 68), 64).sum().backward()
+    assert (scores.grad[..., 2, 2] > 0.9 / 68).all()
+
+
+def test_landmarks_outside_the_picture_or_unknown_do_not_count():
+    target = torch.full((2, 68, 2), 32.0)
+    target[0, 3, 0], target[0, 4, 1] = -0.1, 64.1
+    weights = torch.ones(2, 68)
+    weights[0, 5] = 0.0
+    scores = torch.randn(2, 68, 16, 16, requires_grad=True)
+    landmark_map_loss(scores, target, weights, 64).sum().backward()
+    reached = scores.grad.abs().amax((2, 3)) > 0
+    assert reached[1].all()
+    assert (~reached[0]).nonzero().flatten().tolist() == [3, 4, 5]
+
+
+def test_landmark_map_gradient_against_finite_differences():
+    target, weights = 64 * rand(2, 68, 2), rand(2, 68)
+    assert gradcheck(lambda scores: landmark_map_loss(scores, target, weights, 64), leaf(2, 68, 4, 4))
 
 
 def test_landmark_2d_gradient_against_finite_differences():

@@ -25,7 +25,8 @@ REACHES = {
     "photo": SHAPE | POSE | {"albedo", "light"},
     "mask": SHAPE | POSE,
     "landmarks_2d": SHAPE | POSE,
-    "seen_landmarks": {"seen_landmarks"},
+    "seen_landmarks": {"landmark_scores"},
+    "landmark_maps": {"landmark_scores"},
     "landmarks_3d": SHAPE,
     "identity_prior": {"identity"},
     "expression_prior": {"expression"},
@@ -55,7 +56,7 @@ def draw_leaves(seed: int, batch: int = 2) -> dict[str, Tensor]:
         "light": light,
         "rotation": angles,
         "translation": 3 * torch.randn(batch, 3, 3),
-        "seen_landmarks": SIZE * torch.rand(batch, 3, 68, 2),
+        "landmark_scores": torch.randn(batch, 3, 68, 12, 12),
     }
     return {name: value.requires_grad_() for name, value in leaves.items()}
 
@@ -118,7 +119,7 @@ def test_every_view_and_sample_is_reached(reconstructor, batch):
     terms = terms_of(reconstructor, batch, leaves)
     for name, group in (
         *((name, "translation") for name in ("photo", "mask", "landmarks_2d")),
-        ("seen_landmarks", "seen_landmarks"),
+        ("landmark_maps", "landmark_scores"),
     ):
         (gradient,) = torch.autograd.grad(terms[name], leaves[group], retain_graph=True)
         assert (gradient.flatten(2).abs().amax(-1) > 0).all(), name
@@ -192,7 +193,7 @@ def test_a_batch_without_any_target_is_finite_and_leaves_only_the_priors(reconst
     assert loss.isfinite()
     assert all(leaf.grad.isfinite().all() for leaf in leaves.values())
     assert all(
-        terms[name] == 0 for name in ("photo", "mask", "landmarks_2d", "landmarks_3d", "seen_landmarks")
+        terms[name] == 0 for name in ("photo", "mask", "landmarks_2d", "landmarks_3d", "landmark_maps")
     )
 
 

@@ -19,12 +19,9 @@ def test_two_equal_peaks_meet_in_the_middle():
 
 def test_every_level_of_the_pyramid_moves_the_places():
     maps = LandmarkMaps([4, 8, 16])
-    pyramid = [torch.rand(2, 4, 16, 16), torch.rand(2, 8, 8, 8), torch.rand(2, 16, 4, 4)]
-    places = maps(pyramid)
-    assert places.shape == (2, 68, 2)
-    assert (places > 0).all()
-    assert (places < 1).all()
-    places.square().sum().backward()
+    scores = maps([torch.rand(2, 4, 16, 16), torch.rand(2, 8, 8, 8), torch.rand(2, 16, 4, 4)])
+    assert scores.shape == (2, 68, 16, 16)
+    expected_places(scores).square().sum().backward()
     assert all(score.weight.grad.abs().sum() > 0 for score in maps.scores)
 
 
@@ -41,39 +38,36 @@ def test_the_reader_sees_places_of_unit_spread_in_training_as_in_use():
     torch.testing.assert_close(reader.eval()(places), trained, atol=0.05, rtol=0.05)
 
 
-def test_maps_join_the_regression_and_are_told_in_pixels():
+def mapped_network() -> torch.nn.Module:
     torch.manual_seed(0)
-    plain = build_network(NetworkSettings(width=1 / 16))
-    mapped = build_network(NetworkSettings(width=1 / 16, landmark_maps=True))
+    return build_network(NetworkSettings(width=1 / 16, landmark_maps=True))
+
+
+def test_maps_join_the_regression():
     images, masks = torch.rand(2, 3, 3, 32, 64), torch.zeros(2, 3, 32, 64, dtype=torch.int64)
-    assert plain(images, masks).seen_landmarks is None
-    params = mapped(images, masks)
-    assert params.seen_landmarks.shape == (2, 3, 68, 2)
-    # a new network sees every landmark about the middle of its 64 x 32 picture
-    assert (params.seen_landmarks.mean((0, 1, 2)) - torch.tensor([32.0, 16.0])).abs().max() < 8
+    assert build_network(NetworkSettings(width=1 / 16))(images, masks).landmark_scores is None
+    network = mapped_network()
+    params = network(images, masks)
+    assert params.landmark_scores.shape == (2, 3, 68, 8, 16)
     params.identity.sum().backward()
-    assert all(score.weight.grad.abs().sum() > 0 for maps in mapped.maps for score in maps.scores)
+    assert all(score.weight.grad.abs().sum() > 0 for maps in network.maps for score in maps.scores)
 
 
-def test_a_views_places_come_from_that_view_alone():
-    torch.manual_seed(0)
-    network = build_network(NetworkSettings(width=1 / 16, landmark_maps=True)).eval()
+def test_a_views_maps_come_from_that_view_alone():
+    network = mapped_network().eval()
     images, masks = torch.rand(1, 3, 3, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.int64)
-    seen = network(images, masks).seen_landmarks
+    before = network(images, masks).landmark_scores
     images[:, 1] = 1 - images[:, 1]
-    moved = (network(images, masks).seen_landmarks - seen).abs().amax((0, 2, 3))
+    moved = (network(images, masks).landmark_scores - before).abs().amax((0, 2, 3, 4))
     assert moved[1] > 1e-3
     assert moved[0] == moved[2] == 0
 
 
-def test_what_is_seen_trains_encoders_and_maps_and_nothing_else():
-    torch.manual_seed(0)
-    network = build_network(NetworkSettings(width=1 / 16, landmark_maps=True))
-    network(
-        torch.rand(2, 3, 3, 32, 32), torch.zeros(2, 3, 32, 32, dtype=torch.int64)
-    ).seen_landmarks.sum().backward()
-    trained = {
-        name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
-    }
+def test_the_maps_own_loss_trains_encoders_and_maps_and_nothing_else():
+    network = mapped_network()
+    images, masks = torch.rand(2, 3, 3, 32, 32), torch.zeros(2, 3, 32, 32, dtype=torch.int64)
+    network(images, masks).landmark_scores.square().sum().backward()
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    trained = [name for name, gradient in gradients.items() if gradient.abs().sum() > 0]
     groups = {".".join(name.split(".")[: 3 if name.startswith("fusion") else 2]) for name in trained}
-    assert groups == {f"fusion.encoders.{v}" for v in range(3)} | {f"maps.{v}" for v in range(3)}
+    assert groups == {f"{group}.{v}" for group in ("fusion.encoders", "maps") for v in range(3)}

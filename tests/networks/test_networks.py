@@ -6,6 +6,8 @@ from dfmvr.networks import PRESETS, NetworkSettings, build_network
 from dfmvr.networks.heads import FaceHeads
 from dfmvr.networks.mulen_unet import AttentionGate, MulEnUnet
 from dfmvr.networks.rednet import RedNet
+from dfmvr.networks.resnet import ResNet
+from dfmvr.networks.settings import NETWORKS
 from dfmvr.types import FaceParams
 
 SMALLEST = 1 / 16
@@ -171,9 +173,59 @@ def test_attention_gate_only_scales():
     torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
 
 
+def test_resnet_has_the_published_size():
+    with torch.device("meta"):
+        assert count(ResNet(3, 64)) == 25_557_032 - 2_049_000  # ResNet-50 without its 1000 classes
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_maps_views_to_a_face(name):
+    network = small(name=name)
+    for block in network.regressor.blocks:
+        nn.init.ones_(block.norm.weight)
+    images, masks = draw(3, 32)
+    images.requires_grad_()
+    params = network(images, masks)
+    assert params.identity.shape == (2, 80)
+    assert params.rotation.shape == (2, 3, 3, 3)
+    sum(value.square().sum() for value in values(params).values()).backward()
+    assert (images.grad.flatten(2).abs().sum(2) > 0).all()
+    assert not [name for name, parameter in network.named_parameters() if parameter.grad is None]
+
+
+def test_late_fusion_keeps_views_apart_until_the_end():
+    for name in ("unet_rednet", "cnn_rednet"):
+        network = small(name=name).eval()
+        views = network._inputs(*draw(3, 32))
+        changed = views.clone()
+        changed[:, 1] += 1
+        before, after = (network.fusion(v)[0].unflatten(1, (3, -1)) for v in (views, changed))
+        assert torch.equal(before[:, [0, 2]], after[:, [0, 2]]), name
+        assert not torch.allclose(before[:, 1], after[:, 1]), name
+
+
+def test_encoders_and_light_can_be_shared():
+    shared, own = small(shared_encoders=True, shared_light=True), small()
+    encoder = count(own.fusion.encoders[0])
+    assert count(own.fusion) - count(shared.fusion) == 2 * encoder
+    images, masks = draw(3, 32)
+    light = shared(images, masks).light
+    assert light.shape == (2, 3, 9, 3)
+    assert torch.equal(light[:, 0], light[:, 2])
+    own_light = own(images, masks).light
+    assert not torch.equal(own_light[:, 0], own_light[:, 2])
+    assert count(own.fusion) > count(small(attention_gates=False).fusion)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"name": "cnn_rednet", "landmark_maps": True}, r"network\.landmark_maps: expected false"),
+        ({"name": "unet_rednet", "shared_encoders": True}, r"network\.shared_encoders, .*: expected false"),
+        (
+            {"name": "unet_rednet", "attention_gates": False},
+            r"network\.attention_gates: .* and true for unet",
+        ),
         ({"name": "vgg"}, r"network\.name: expected one of .* got 'vgg'"),
         ({"mask_input": "label"}, r"network\.mask_input: expected one of .* got 'label'"),
         ({"n_views": 0}, r"network\.n_views: expected at least 1, got 0"),
