@@ -27,7 +27,7 @@ $(ANNY_INSTALLED): $(INSTALLED)
 quickstart: setup ## make a data set, train, evaluate: runs/quickstart/report.html
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/experiment.sh quickstart
 
-small: setup ## the longer run behind the shipped weights (about an hour on 2 cores)
+small: setup ## the longer run behind the shipped weights (three quarters of an hour on 2 cores)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/experiment.sh small
 
 lint: setup ## ruff, import-linter, mypy

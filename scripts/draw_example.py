@@ -1,6 +1,6 @@
 """Draw the README's picture: people that no data set holds, reconstructed by the shipped weights.
 
-python scripts/draw_example.py [--model DIR] [--out docs/images/example.png]
+python scripts/draw_example.py [--model DIR] [--out docs/images/example.jpg]
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     """Parse, draw, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", help="folder of a trained model (default: the one shipped)")
-    parser.add_argument("--out", type=Path, default=Path("docs/images/example.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/example.jpg"))
     options = parser.parse_args()
     predictor = Predictor.load(options.model)
     evaluator = Evaluator(predictor.face_model, MorphableModel.load(level=1), EvaluationSettings())
@@ -44,7 +44,7 @@ def main() -> None:
     )
     rows = [draw_row(predictor, evaluator, render_sample(settings, SEED, k, 0)) for k in PEOPLE]
     picture = np.concatenate([titles(rows[0].shape[1]), *rows])
-    write_atomic(options.out, cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
+    write_atomic(options.out, cv2.imencode(options.out.suffix, picture[..., ::-1])[1].tobytes())
     print(options.out)
 
 

@@ -34,7 +34,7 @@ class LateFusion(nn.Module):
         self.out_channels = n_views * base_channels
         kind = {"unet": UNet, "cnn": PlainCnn}[tower]
         towers = [kind(in_channels, base_channels) for _ in range(n_views)]
-        self.pyramid_channels = towers[0].pyramid_channels
+        self.pyramid_channels: list[int] = towers[0].pyramid_channels
         self.towers = nn.ModuleList(towers)
         initialise(self)
 
