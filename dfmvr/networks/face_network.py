@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from dfmvr.networks.heads import FaceHeads
 from dfmvr.networks.landmark_maps import LandmarkMaps, PlaceReader, expected_places
-from dfmvr.networks.late_fusion import LateFusion
+from dfmvr.networks.late_fusion import LateFusion, PlainCnn, UNet
 from dfmvr.networks.mulen_unet import MulEnUnet
 from dfmvr.networks.rednet import RedNet
 from dfmvr.networks.resnet import ResNet
@@ -43,9 +43,9 @@ def build_network(settings: NetworkSettings) -> FaceNetwork:
                 attention_gates=settings.attention_gates,
             )
         case "unet_rednet":
-            fusion = LateFusion(n_views, in_channels, channels, "unet")
+            fusion = LateFusion(n_views, in_channels, channels, UNet)
         case "cnn_rednet":
-            fusion = LateFusion(n_views, in_channels, channels, "cnn")
+            fusion = LateFusion(n_views, in_channels, channels, PlainCnn)
         case _:
             raise ValueError(f"network.name: cannot build {settings.name!r}")
     regress = ResNet if settings.name.endswith("_resnet") else RedNet

@@ -24,17 +24,18 @@ class LateFusion(nn.Module):
         n_views: number of views V.
         in_channels: channels of a view.
         base_channels: channels of each view's features (and of a U-Net's finest level).
-        tower: `unet` (an encoder and a decoder, plain skips) or `cnn` (convolutions at the picture's size).
+        tower: the network of a view.
     """
 
-    def __init__(self, n_views: int, in_channels: int, base_channels: int, tower: str) -> None:
+    def __init__(
+        self, n_views: int, in_channels: int, base_channels: int, tower: type[UNet] | type[PlainCnn]
+    ) -> None:
         super().__init__()
         self.n_views = n_views
         self.in_channels = in_channels
         self.out_channels = n_views * base_channels
-        kind = {"unet": UNet, "cnn": PlainCnn}[tower]
-        towers = [kind(in_channels, base_channels) for _ in range(n_views)]
-        self.pyramid_channels: list[int] = towers[0].pyramid_channels
+        towers = [tower(in_channels, base_channels) for _ in range(n_views)]
+        self.pyramid_channels = towers[0].pyramid_channels
         self.towers = nn.ModuleList(towers)
         initialise(self)
 
