@@ -13,6 +13,7 @@ import numpy as np
 from dfmvr.files import write_atomic
 
 MODEL_FORMAT = "dfmvr-face-model"
+FIXED_MODEL_FORMAT = "dfmvr-fixed-face-model"
 POPULATION_FORMAT = "dfmvr-face-population"
 VERSION = 1
 
@@ -54,6 +55,20 @@ Bases are integers times a scale per mode. Landmarks are vertices of the whole h
 level 2); labels belong to the head at level 2, whose first rows are level 1. Subdivision fixes N1 and N2.
 """
 
+FIXED_MODEL_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
+    "triangles": ("iu", ("F", 3)),
+    **{
+        name: (kinds, tuple(N0 if axis in (N1, N2) else axis for axis in shape))
+        for name, (kinds, shape) in MODEL_ARRAYS.items()
+        if name not in ("quads", "quad_parts", "face_field", "alignment_weights")
+    },
+}
+"""Kinds and shapes of the arrays of a face model with one mesh of triangles, the same at every level.
+
+It is a face without a head: everything belongs to its N0 vertices. `mirror` is the vertex nearest to the
+mirror image, for such a mesh need not be symmetric.
+"""
+
 POPULATION_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "neutral": ("f", (N0, 3)),
     "macro_tokens": ("U", ("tokens",)),
@@ -79,6 +94,13 @@ POPULATION_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "model_hash": ("U", ()),
 }
 """Kinds and shapes of the arrays of a population file (see population.py)."""
+
+ARRAYS = {
+    MODEL_FORMAT: MODEL_ARRAYS,
+    FIXED_MODEL_FORMAT: FIXED_MODEL_ARRAYS,
+    POPULATION_FORMAT: POPULATION_ARRAYS,
+}
+"""The arrays of each format."""
 
 
 class FaceFileError(ValueError):
@@ -135,13 +157,28 @@ def read_face_file(path: Path, file_format: str) -> dict[str, np.ndarray]:
 
     Args:
         path: the .npz file.
-        file_format: MODEL_FORMAT or POPULATION_FORMAT.
+        file_format: a key of ARRAYS.
 
     Raises:
         FaceFileError: the file is missing, not an .npz, of another format or version, lacks an array, has one
             of the wrong kind or shape or with values that are not finite, or does not match its own hash.
     """
-    arrays = read_npz(path, f"a {file_format} file")
+    return _verified(read_npz(path, f"a {file_format} file"), file_format, path)
+
+
+def read_model_file(path: Path) -> dict[str, np.ndarray]:
+    """Read and check a face model of either kind: one that is subdivided, or one with a fixed mesh.
+
+    Raises:
+        FaceFileError: see `read_face_file`.
+    """
+    arrays = read_npz(path, f"a {MODEL_FORMAT} file")
+    fixed = str(arrays.get("format")) == FIXED_MODEL_FORMAT
+    return _verified(arrays, FIXED_MODEL_FORMAT if fixed else MODEL_FORMAT, path)
+
+
+def _verified(arrays: dict[str, np.ndarray], file_format: str, path: Path) -> dict[str, np.ndarray]:
+    """Return arrays that make a file of this format and match their own hash."""
     _check(arrays, file_format, path)
     expected, got = str(arrays["hash"]), content_hash(arrays)
     if expected != got:
@@ -173,7 +210,7 @@ def _check(arrays: Mapping[str, np.ndarray], file_format: str, path: Path) -> No
         raise FaceFileError(f"{path}: format: expected {file_format!r}, got {got_format!r}")
     if "version" not in arrays or arrays["version"].shape != () or int(arrays["version"]) != VERSION:
         raise FaceFileError(f"{path}: version: expected {VERSION}, got {arrays.get('version')}")
-    expected = MODEL_ARRAYS if file_format == MODEL_FORMAT else POPULATION_ARRAYS
+    expected = ARRAYS[file_format]
     missing = [name for name in (*HEADER, *expected) if name not in arrays]
     if missing:
         raise FaceFileError(f"{path}: expected the arrays {', '.join(missing)}, which are missing")

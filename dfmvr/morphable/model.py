@@ -14,9 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfmvr.morphable.io import DEFAULT_MODEL, MODEL_FORMAT, FaceFileError, read_face_file, recipe_hash
+from dfmvr.morphable.io import (
+    DEFAULT_MODEL,
+    FIXED_MODEL_FORMAT,
+    FaceFileError,
+    read_model_file,
+    recipe_hash,
+)
 from dfmvr.morphable.landmarks import ALIGN_7_IN_68, ALIGN_7_IN_101
-from dfmvr.morphable.topology import LEVELS, BaseMesh, part_topology, subdivide
+from dfmvr.morphable.topology import LEVELS, BaseMesh, fixed_topology, part_topology, subdivide
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -32,7 +38,8 @@ class FaceModelSettings:
     path: str = ""
     """A face-model .npz; empty means the one shipped with the package."""
     level: int = 1
-    """Subdivision level of the mesh: 1 (about 10 k vertices) or 2 (about 41 k)."""
+    """Subdivision level of the mesh: 1 (about 10 k vertices) or 2 (about 41 k); an imported model has the
+    same mesh at both."""
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -51,7 +58,8 @@ class MorphableModel(nn.Module):
     identity_basis: Tensor
     """[80, N, 3] mm per standard deviation; coefficients of the population are N(0, 1)."""
     expression_basis: Tensor
-    """[64, N, 3] mm per unit of activation; activations of people lie in [0, 1]."""
+    """[64, N, 3] mm per unit of activation; activations of people lie in [0, 1], or are N(0, 1) in the Basel
+    face model."""
     mean_albedo: Tensor
     """[N, 3] linear RGB."""
     albedo_basis: Tensor
@@ -71,7 +79,7 @@ class MorphableModel(nn.Module):
     align_7_in_101: Tensor
     """[7] int64 positions of these seven in the 101."""
     mirror: Tensor
-    """[N] int64: `vertices[mirror] * (-1, 1, 1)` is the mirror image."""
+    """[N] int64: `vertices[mirror] * (-1, 1, 1)` is the mirror image; about so on a fixed mesh."""
     head_ids: Tensor
     """[N] int64: the number of each vertex in the `head` part of the same level."""
     expression_mean: Tensor
@@ -84,10 +92,15 @@ class MorphableModel(nn.Module):
     """[80] share of the population's shape variance that each mode explains."""
 
     def __init__(self, arrays: dict[str, np.ndarray], level: int = 1, part: str = "face") -> None:
-        """Build the model from the arrays of a checked file (`io.read_face_file`)."""
+        """Build the model from the arrays of a checked file (`io.read_model_file`)."""
         super().__init__()
-        base = base_mesh(arrays)
-        topology = part_topology(base, level, part)
+        fixed = str(arrays["format"]) == FIXED_MODEL_FORMAT
+        if fixed:
+            triangles, mirror = (arrays[name].astype(np.int64) for name in ("triangles", "mirror"))
+            topology = fixed_topology(triangles, mirror, level, part)
+        else:
+            base = base_mesh(arrays)
+            topology = part_topology(base, level, part)
         self.level, self.part = level, part
         self.hash = str(arrays["hash"])
         self.recipe_hash = recipe_hash(json.loads(str(arrays["recipe"])))
@@ -99,8 +112,11 @@ class MorphableModel(nn.Module):
         for kind in ("identity", "expression"):
             basis = _basis(arrays, kind)
             self._constant(f"{kind}_basis", _at_level(topology.matrix, basis))
-        self._constant("mean_albedo", _albedo_at(base, level, arrays["albedo_mean"])[ids])
-        self._constant("albedo_basis", _albedo_at(base, level, _basis(arrays, "albedo"))[:, ids])
+        mean_albedo, albedo_basis = arrays["albedo_mean"], _basis(arrays, "albedo")
+        if not fixed:
+            mean_albedo, albedo_basis = (_albedo_at(base, level, a) for a in (mean_albedo, albedo_basis))
+        self._constant("mean_albedo", mean_albedo[ids])
+        self._constant("albedo_basis", albedo_basis[:, ids])
         self._constant("triangles", topology.triangles)
         self._constant("uvs", topology.matrix @ arrays["uvs"])
         self._constant("labels", arrays["labels"][ids].astype(np.int64))
@@ -127,14 +143,15 @@ class MorphableModel(nn.Module):
 
         Args:
             path: a face-model .npz; None or "" means the one shipped with the package.
-            level: subdivision level, 1 or 2; the same coefficients drive both.
+            level: subdivision level, 1 or 2; the same coefficients drive both. A fixed mesh is the same at
+                both, and is both face and head.
             part: `face` (ear to ear, hairline to chin) or `head` (also neck, ears, scalp, whole eyes).
 
         Raises:
             FaceFileError: the file is missing, damaged or of another kind.
             ValueError: unknown level or part.
         """
-        return cls(read_face_file(Path(path) if path else DEFAULT_MODEL, MODEL_FORMAT), level, part)
+        return cls(read_model_file(Path(path) if path else DEFAULT_MODEL), level, part)
 
     def vertices(self, identity: Tensor, expression: Tensor) -> Tensor:
         """Return vertices [*L, N, 3] mm from identity [*L, 80] and expression [*L, 64].

@@ -84,10 +84,7 @@ def part_topology(base: BaseMesh, level: int, part: str) -> PartTopology:
     Raises:
         ValueError: unknown level or part.
     """
-    if level not in LEVELS:
-        raise ValueError(f"level: expected one of {LEVELS}, got {level!r}")
-    if part not in MESH_PARTS:
-        raise ValueError(f"part: expected one of {MESH_PARTS}, got {part!r}")
+    _check_level_and_part(level, part)
     head = subdivide(base, level)
     pieces = np.zeros(head.matrix.shape[0], np.int64)
     pieces[head.quads.ravel()] = np.repeat(np.tile(base.quad_parts, 4**level), 4)
@@ -106,6 +103,33 @@ def part_topology(base: BaseMesh, level: int, part: str) -> PartTopology:
     rows = _closed_holes(skin, len(ids)) @ _smooth_border(number[quads], len(ids)) @ rows
     matrix = (rows @ head.matrix).tocsr().astype(np.float32)
     return PartTopology(matrix, triangulate(number[quads]), ids, number[head.mirror[ids]], pieces[ids])
+
+
+def fixed_topology(triangles: np.ndarray, mirror: np.ndarray, level: int, part: str) -> PartTopology:
+    """Return a mesh that is the same at every level, and both face and head.
+
+    Args:
+        triangles: [F, 3].
+        mirror: [N].
+        level: 1 or 2.
+        part: `face` or `head`.
+
+    Raises:
+        ValueError: unknown level or part.
+    """
+    from scipy.sparse import identity
+
+    _check_level_and_part(level, part)
+    n = len(mirror)
+    matrix = identity(n, np.float32, format="csr")
+    return PartTopology(matrix, triangles, np.arange(n), mirror, np.zeros(n, np.int64))
+
+
+def _check_level_and_part(level: int, part: str) -> None:
+    if level not in LEVELS:
+        raise ValueError(f"level: expected one of {LEVELS}, got {level!r}")
+    if part not in MESH_PARTS:
+        raise ValueError(f"part: expected one of {MESH_PARTS}, got {part!r}")
 
 
 def triangulate(quads: np.ndarray) -> np.ndarray:
