@@ -90,14 +90,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_face_model(commands)
     _add_reconstruct(commands)
     _add_evaluate(commands)
+    _add_import_checkpoint(commands)
     return parser
 
 
 def _add_face_model(commands: Any) -> None:
     parser = commands.add_parser(
         "face-model",
-        help="print what a face model holds; draw it on one sheet",
-        description="Print what a face model holds; draw it on one sheet.",
+        help="print what a face model holds; draw it on one sheet; import another one",
+        description="Print what a face model holds; draw it on one sheet; import another one.",
         epilog="example: dfmvr face-model --sheet sheet.png",
     )
     parser.add_argument(
@@ -107,6 +108,17 @@ def _add_face_model(commands: Any) -> None:
         "--sheet", type=Path, metavar="PNG", help="draw mean, modes, expressions, labels and landmarks here"
     )
     parser.set_defaults(run=run_face_model)
+    actions = parser.add_subparsers(metavar="ACTION")
+    importer = actions.add_parser(
+        "import",
+        help="make a face model of another project's file",
+        description="Make a face model (.npz) of another project's file, which you need a licence for.",
+        epilog="example: dfmvr face-model import bfm BFM_model_front.mat --out bfm.npz",
+    )
+    importer.add_argument("kind", choices=("bfm",), help="bfm: the Basel Face Model, BFM_model_front.mat")
+    importer.add_argument("source", type=Path, metavar="PATH", help="the file")
+    importer.add_argument("--out", type=Path, required=True, metavar="FILE", help="the face model to write")
+    importer.set_defaults(run=run_import_face_model)
 
 
 def _add_reconstruct(commands: Any) -> None:
@@ -156,6 +168,25 @@ def _add_evaluate(commands: Any) -> None:
     parser.set_defaults(run=run_evaluate)
 
 
+def _add_import_checkpoint(commands: Any) -> None:
+    parser = commands.add_parser(
+        "import-checkpoint",
+        help="make a model of the weights that the DF-MVR authors released",
+        description="Make a model folder of the weights (.pth) that the DF-MVR authors released.",
+        epilog="example: dfmvr import-checkpoint df_mvr.pth --face-model bfm.npz --out df_mvr",
+    )
+    parser.add_argument("source", type=Path, metavar="PATH", help="their checkpoint; none of its code is run")
+    parser.add_argument(
+        "--face-model",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="what its coefficients belong to: the Basel Face Model (dfmvr face-model import bfm)",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
+    parser.set_defaults(run=run_import_checkpoint)
+
+
 def parse_points(text: str) -> NDArray[np.float64]:
     """Parse `x1,y1,...,x5,y5` into [5, 2] pixels."""
     import numpy as np
@@ -195,6 +226,44 @@ def run_face_model(options: argparse.Namespace) -> None:
 
         draw_face_model_sheet(options.sheet, options.path)
         print(f"sheet       {options.sheet}")
+
+
+def run_import_face_model(options: argparse.Namespace) -> None:
+    """Write a Basel Face Model as a face model of ours.
+
+    Raises:
+        UserError: the file to write does not end in .npz.
+    """
+    from dfmvr.morphable.bfm import LICENCE, import_bfm
+
+    if options.out.suffix != ".npz":
+        raise UserError(f"{options.out}: expected a name that ends in .npz")
+    print(f"hash        {import_bfm(options.source, options.out)}")
+    print(f"licence     {LICENCE}")
+    print(options.out)
+
+
+def run_import_checkpoint(options: argparse.Namespace) -> None:
+    """Write the DF-MVR authors' network as a model folder of ours.
+
+    Raises:
+        UserError: the face model is another than the one that its coefficients belong to.
+    """
+    from dfmvr.morphable.bfm import LICENCE
+    from dfmvr.morphable.model import MorphableModel
+    from dfmvr.networks.released import import_released
+
+    face_model = MorphableModel.load(options.face_model)
+    if face_model.licence != LICENCE:
+        raise UserError(
+            f"{options.face_model}: expected the Basel Face Model, as `dfmvr face-model import bfm` writes "
+            f"it, got a face model of licence {face_model.licence!r}"
+        )
+    card = import_released(options.source, options.out, face_model.hash)
+    print(f"weights     {card.weights_hash}")
+    print(f"face model  {card.face_model_hash}")
+    print(f"licence     {card.licence}")
+    print(options.out)
 
 
 def run_reconstruct(options: argparse.Namespace) -> None:

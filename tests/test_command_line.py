@@ -25,6 +25,8 @@ SURFACE = {
         *["--help", "--out", "--prediction-unit", "--predictions", "--protocol", "--scan-unit", "--scans"],
     ],
     "face-model": ["--help", "--path", "--sheet"],
+    "face-model import": ["--help", "--out"],
+    "import-checkpoint": ["--face-model", "--help", "--out"],
     "reconstruct": [
         *["--front", "--front-points", "--help", "--left", "--left-points", "--model", "--out", "--overlay"],
         *["--right", "--right-points"],
@@ -33,14 +35,15 @@ SURFACE = {
 """Every command and its options; a change here is a change of the interface."""
 
 
-def surface(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
-    """Collect each command's long options."""
-    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    parsers = {"": parser, **commands.choices}
-    return {
-        name: sorted(o for action in p._actions for o in action.option_strings if o.startswith("--"))
-        for name, p in parsers.items()
-    }
+def surface(parser: argparse.ArgumentParser, name: str = "") -> dict[str, list[str]]:
+    """Collect the long options of each command and of the commands within it."""
+    options = sorted(o for action in parser._actions for o in action.option_strings if o.startswith("--"))
+    found = {name: options}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, command in action.choices.items():
+                found |= surface(command, f"{name} {word}".strip())
+    return found
 
 
 @pytest.fixture(scope="module")

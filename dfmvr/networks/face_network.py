@@ -48,8 +48,13 @@ def build_network(settings: NetworkSettings) -> FaceNetwork:
             fusion = LateFusion(n_views, in_channels, channels, PlainCnn)
         case _:
             raise ValueError(f"network.name: cannot build {settings.name!r}")
-    regress = ResNet if settings.name.endswith("_resnet") else RedNet
-    regressor = regress(fusion.out_channels, settings.regressor_channels)
+    regressor: ResNet | RedNet
+    if settings.name.endswith("_resnet"):
+        regressor = ResNet(fusion.out_channels, settings.regressor_channels)
+    else:
+        regressor = RedNet(
+            fusion.out_channels, settings.regressor_channels, bounded_kernels=settings.bounded_kernels
+        )
     features = regressor.out_features
     if not settings.landmark_maps:
         heads = FaceHeads(features, n_views, settings.shared_light)

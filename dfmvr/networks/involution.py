@@ -140,11 +140,12 @@ class Involution(nn.Module):
     the output's; a last cell that sticks out is averaged over what it holds (ceil_mode), which is what lets
     any picture size through.
 
-    The kernels' features are cut at six (ReLU6 after their batch-norm; the paper's are not): an involution is
-    quadratic in its input otherwise, and sixteen of them in a row turn one unusual picture into an overflow.
+    With `bounded` the kernels' features are cut at six (ReLU6 after their batch-norm; the paper's are not):
+    an involution is quadratic in its input otherwise, and sixteen of them in a row turn one unusual picture
+    into an overflow.
     """
 
-    def __init__(self, channels: int, kernel_size: int, stride: int = 1) -> None:
+    def __init__(self, channels: int, kernel_size: int, stride: int = 1, *, bounded: bool = True) -> None:
         super().__init__()
         self.kernel_size = kernel_size
         self.stride = stride
@@ -154,7 +155,7 @@ class Involution(nn.Module):
             nn.AvgPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity(),
             nn.Conv2d(channels, reduced, 1, bias=False),
             nn.BatchNorm2d(reduced),
-            nn.ReLU6(inplace=True),
+            nn.ReLU6(inplace=True) if bounded else nn.ReLU(inplace=True),
             nn.Conv2d(reduced, kernel_size**2 * self.groups, 1),
         )
 

@@ -14,18 +14,23 @@ class RedNet(ResidualNet):
     Args:
         in_channels: channels of the input.
         base_channels: 64 in RedNet-50; every layer scales with it.
+        bounded_kernels: see Involution; False as in the paper.
     """
 
-    def __init__(self, in_channels: int, base_channels: int) -> None:
+    def __init__(self, in_channels: int, base_channels: int, *, bounded_kernels: bool = True) -> None:
         half = base_channels // 2
         stem = nn.Sequential(
             *convolution(in_channels, half, 3, stride=2),
             nn.ReLU(inplace=True),
-            Involution(half, 3),
+            Involution(half, 3, bounded=bounded_kernels),
             nn.BatchNorm2d(half),
             nn.ReLU(inplace=True),
             *convolution(half, base_channels, 3),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2, padding=1),
         )
-        super().__init__(stem, base_channels, lambda channels, stride: Involution(channels, 7, stride))
+        super().__init__(
+            stem,
+            base_channels,
+            lambda channels, stride: Involution(channels, 7, stride, bounded=bounded_kernels),
+        )

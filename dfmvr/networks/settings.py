@@ -40,6 +40,8 @@ class NetworkSettings:
     """Let MulEn-Unet's decoder weigh the skips; False hands them on as they are."""
     shared_light: bool = False
     """One light for all views, as the paper's text has it; else each view has its own."""
+    bounded_kernels: bool = True
+    """Cut the features of RedNet's kernels at six, so that no picture overflows; the paper does not."""
 
     def __post_init__(self) -> None:
         if self.name not in NETWORKS:
@@ -55,6 +57,8 @@ class NetworkSettings:
                 f"network.shared_encoders, network.attention_gates: expected false and true for {self.name}, "
                 "which has neither"
             )
+        if not self.bounded_kernels and not self.name.endswith("_rednet"):
+            raise ValueError(f"network.bounded_kernels: expected true for {self.name}, which has no kernels")
         _channels("width", self.width)
         if self.regressor_width is not None:
             _channels("regressor_width", self.regressor_width)
@@ -84,7 +88,7 @@ def _channels(name: str, width: float) -> int:
 
 PRESETS: Mapping[str, NetworkSettings] = MappingProxyType(
     {
-        "paper": NetworkSettings(mask_input="scalar"),
+        "paper": NetworkSettings(mask_input="scalar", bounded_kernels=False),
         "quarter": NetworkSettings(width=1 / 4, regressor_width=1 / 2, landmark_maps=True),
         "eighth": NetworkSettings(width=1 / 8, regressor_width=1 / 2, landmark_maps=True),
     }
