@@ -55,6 +55,26 @@ def to_camera(
     return posed * posed.new_tensor((1.0, -1.0, -1.0)) + posed.new_tensor((0.0, 0.0, SUBJECT_DISTANCE))
 
 
+def from_camera(
+    points_camera: Float[Tensor, "*#L K 3"],
+    rotation: Float[Tensor, "*#L 3 3"],
+    translation: Float[Tensor, "*#L 3"],
+) -> Float[Tensor, "*L K 3"]:
+    """Take points of camera space back to model space: the inverse of `to_camera`.
+
+    Args:
+        points_camera: [*L, K, 3] mm.
+        rotation: [*L, 3, 3] as in `to_camera`.
+        translation: [*L, 3] mm, as in `to_camera`.
+
+    Returns:
+        [*L, K, 3] mm, model space. The leading dimensions of the three arguments broadcast.
+    """
+    centred = points_camera - points_camera.new_tensor((0.0, 0.0, SUBJECT_DISTANCE))
+    posed = centred * centred.new_tensor((1.0, -1.0, -1.0))
+    return (posed - translation.unsqueeze(-2)) @ rotation
+
+
 def project(
     points_camera: Float[Tensor, "*#L K 3"], intrinsics: Float[Tensor, "*#L 3 3"]
 ) -> Float[Tensor, "*L K 2"]:

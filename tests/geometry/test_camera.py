@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from dfmvr.geometry.camera import FOCAL_AT_224, SUBJECT_DISTANCE, default_intrinsics, project, to_camera
+from dfmvr.geometry.camera import (
+    FOCAL_AT_224,
+    SUBJECT_DISTANCE,
+    default_intrinsics,
+    from_camera,
+    project,
+    to_camera,
+)
 from dfmvr.geometry.rotation import euler_to_matrix
 
 
@@ -21,6 +28,14 @@ def test_the_translation_is_in_model_axes_after_the_rotation():
     x, y, z = rotation @ point[0] + translation
     camera = to_camera(point, rotation, translation)
     torch.testing.assert_close(camera[0], torch.stack((x, -y, SUBJECT_DISTANCE - z)))
+
+
+def test_from_camera_inverts_to_camera():
+    points = torch.randn(2, 1, 5, 3, dtype=torch.float64)
+    rotation = euler_to_matrix(torch.randn(2, 4, 3, dtype=torch.float64))
+    translation = torch.randn(2, 4, 3, dtype=torch.float64)
+    back = from_camera(to_camera(points, rotation, translation), rotation, translation)
+    torch.testing.assert_close(back, points.expand(2, 4, 5, 3))
 
 
 def test_the_origin_projects_to_the_centre_and_a_millimetre_to_about_a_pixel():
