@@ -168,8 +168,9 @@ class Predictor:
     def prepare(self, photos: Mapping[str, Photo]) -> PreparedViews:
         """Crop and mask photographs, and put them where the network expects them.
 
-        A view that is not given is filled with the given photograph of the nearest nominal yaw. The network
-        then sees one picture twice, and its depth rests on fewer observations: `warnings` says so.
+        A view that is not given is filled with the given photograph of the nearest nominal yaw. A network
+        with `view_flags` is told not to look at it; any other sees one picture twice. Depth rests on fewer
+        observations in both cases: `warnings` says so.
 
         Raises:
             ValueError: as `__call__`.
@@ -185,6 +186,7 @@ class Predictor:
             torch.stack([images[name] for name in sources]),
             torch.stack([masks[name] for name in sources]),
             [crops[name].yaw for name in sources],
+            [name in photos for name in self.card.view_names],
         )
         return PreparedViews(batch, sources, tuple(crops[name] for name in sources), tuple(warnings))
 
@@ -193,7 +195,7 @@ class Predictor:
         return dataclasses.replace(self.predict_batch(views.batch)[0], warnings=views.warnings)
 
     def predict_batch(self, batch: ViewBatch) -> list[Reconstruction]:
-        """Reconstruct every sample of a batch; only its images, masks and intrinsics are read."""
+        """Reconstruct every sample of a batch; only images, masks, view_present and intrinsics are read."""
         params = self.predict_params(batch)
         with torch.inference_mode():
             return reconstructions(params, batch.intrinsics.to(self.device), self.face_model)
@@ -201,7 +203,8 @@ class Predictor:
     def predict_params(self, batch: ViewBatch) -> FaceParams:
         """Return the parameters of every sample of a batch, leading shape [B]."""
         with torch.inference_mode():
-            params: FaceParams = self.network(batch.images.to(self.device), batch.masks.to(self.device))
+            batch = batch.to(self.device)
+            params: FaceParams = self.network(batch.images, batch.masks, batch.view_present)
         return params
 
     def _assign(self, photos: Mapping[str, Photo]) -> tuple[tuple[str, ...], list[str]]:
@@ -218,8 +221,9 @@ class Predictor:
             return min(distance, key=distance.__getitem__)
 
         sources = tuple(name if name in photos else nearest(name) for name in names)
+        instead = "nothing" if self.card.network.view_flags else "the {} view"
         warnings = [
-            f"no {name} view: the {source} view stands in for it, which makes the shape less certain"
+            f"no {name} view: {instead.format(source)} stands in for it, which makes the shape less certain"
             for name, source in zip(names, sources, strict=True)
             if name != source
         ]
@@ -257,7 +261,7 @@ class Predictor:
             return torch.zeros(crop.size, crop.size, dtype=torch.int64)
         return torch.from_numpy(crop.cut_mask(photo.mask.astype(np.uint8))).long()
 
-    def _as_batch(self, images: Tensor, masks: Tensor, yaws: list[float]) -> ViewBatch:
+    def _as_batch(self, images: Tensor, masks: Tensor, yaws: list[float], present: list[bool]) -> ViewBatch:
         """Make a batch of one sample from images [V, S, S, 3] uint8 and masks [V, S, S]."""
         n_views, size = masks.shape[:2]
         return ViewBatch(
@@ -270,6 +274,7 @@ class Predictor:
             landmarks_3d_valid=torch.zeros(1, dtype=torch.bool),
             intrinsics=default_intrinsics(size).expand(1, n_views, 3, 3),
             view_yaws=torch.tensor([yaws]),
+            view_present=torch.tensor([present]),
         )
 
 

@@ -58,9 +58,16 @@ class Reconstructor(nn.Module):
         self.register_buffer("region_attributes", one_hot, persistent=False)
         self.region_attributes: Tensor
 
-    def forward(self, batch: ViewBatch, render: bool = True) -> Prediction:
-        """Predict the faces of a batch and draw them into its views."""
-        params: FaceParams = self.network(batch.images, batch.masks)
+    def forward(self, batch: ViewBatch, render: bool = True, *, bf16: bool = False) -> Prediction:
+        """Predict the faces of a batch and draw them into its views.
+
+        Args:
+            batch: B samples.
+            render: see `draw`.
+            bf16: let the network compute in bfloat16 (autocast); all that follows it stays in float32.
+        """
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bf16):
+            params: FaceParams = self.network(batch.images, batch.masks, batch.view_present)
         return self.draw(params, batch.intrinsics, batch.images.shape[-1], render)
 
     def draw(

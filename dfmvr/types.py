@@ -79,11 +79,26 @@ class ViewBatch(_Movable):
     view_yaws: Tensor
     """[B, V] float32 radians: the rough yaw stored with the sample; NaN where unknown."""
     sample_ids: tuple[str, ...] = ()
+    view_present: Tensor | None = None
+    """[B, V] bool: the picture exists; what is stored for other views means nothing. None: all of them do."""
 
     @property
     def n_views(self) -> int:
         """Number of views V."""
         return self.images.shape[1]
+
+    def split_views(self) -> ViewBatch:
+        """Return [B x V] samples of one view each, those of a sample side by side."""
+        views = self.n_views
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                of_views = field.name not in ("landmarks_3d", "landmarks_3d_valid")
+                flat = value.flatten(0, 1).unsqueeze(1) if of_views else value.repeat_interleave(views, 0)
+                changes[field.name] = flat
+        ids = tuple(name for name in self.sample_ids for _ in range(views))
+        return dataclasses.replace(self, **changes, sample_ids=ids)
 
 
 @dataclass(frozen=True)

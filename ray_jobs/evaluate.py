@@ -33,6 +33,7 @@ from dfmvr.evaluation.summary import gallery_rows, percentile, pooled_areas, sum
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.networks.weights import ModelCard, read_card
 from dfmvr.predictor import MESH_LEVEL, SHIPPED_MODEL
+from dfmvr.types import FRONT
 from ray_jobs.evaluate_worker import RowResult, local_model, measure_split, read_stored_row
 from ray_jobs.runs import open_run
 from ray_jobs.scaling import init_ray
@@ -128,6 +129,7 @@ def with_card(settings: Settings, card: ModelCard) -> Settings:
         uri=storage.absolute(settings.data.uri),
         views=tuple(card.view_names),
         image_size=card.image_size,
+        tell_missing_views=card.network.view_flags,
     )
     return dataclasses.replace(settings, data=data)
 
@@ -147,6 +149,12 @@ def check_data(settings: Settings) -> Manifest:
         )
     if missing := set(data.views) - set(manifest.views):
         raise ValueError(f"{data.uri}: expected the views {', '.join(data.views)}, got none of {missing}")
+    given = settings.evaluation.given_views
+    if given and not set(given) & set(data.views if data.tell_missing_views else (FRONT,)):
+        raise ValueError(
+            f"evaluation.given_views: expected {FRONT!r} among them, which stands in for what is missing "
+            f"(the network has no network.view_flags), got {given}"
+        )
     if manifest.rows["test"] == 0:
         raise ValueError(f"{data.uri}: expected test samples, got an empty split")
     return manifest

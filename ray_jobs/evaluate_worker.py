@@ -17,6 +17,7 @@ import torch
 
 from dfmvr.config import Settings
 from dfmvr.data import storage
+from dfmvr.data.augment import without_views
 from dfmvr.data.collate import collate
 from dfmvr.data.sample import SCAN_COLUMNS, BadRow, Sample, decode_row
 from dfmvr.data.settings import DataSettings
@@ -124,7 +125,11 @@ class MeasureBatch:
         Raises:
             ValueError: the network predicts numbers that are not finite.
         """
-        params = self.predictor.predict_params(collate(samples, self.settings.data))
+        batch = collate(samples, self.settings.data)
+        if given := self.settings.evaluation.given_views:
+            missing = torch.tensor([name not in given for name in self.settings.data.views])
+            batch = without_views(batch, missing.expand(len(samples), -1), self.settings.data)
+        params = self.predictor.predict_params(batch)
         arrays = {name: getattr(params, name).cpu().numpy() for name in PARAMETERS}
         for index, sample in enumerate(samples):
             own = {name: values[index] for name, values in arrays.items()}

@@ -93,17 +93,18 @@ def training_dataset(
     return dataset.select_columns([*IMAGE_COLUMNS, *truth, "path"])
 
 
-def steps_per_epoch(rows: int, settings: DataSettings, world_size: int) -> int:
-    """Return the number of full batches that each of `world_size` ranks gets from a split of `rows`.
+def steps_per_epoch(rows: int, settings: DataSettings, world_size: int, accumulate: int = 1) -> int:
+    """Return the optimiser steps, each of `accumulate` full batches for each of `world_size` ranks, in rows.
 
     Raises:
         ValueError: there is not even one.
     """
-    steps = rows // world_size // settings.batch_size
+    batch = settings.batch_size * accumulate
+    steps = rows // world_size // batch
     if steps == 0:
         raise ValueError(
-            f"expected at least {world_size} x {settings.batch_size} rows, a batch for each worker, "
-            f"got {rows}; lower data.batch_size or make a larger data set"
+            f"expected at least {world_size} x {batch} rows, the batches of a step for each worker, "
+            f"got {rows}; lower data.batch_size or training.accumulate, or make a larger data set"
         )
     return steps
 
@@ -154,7 +155,9 @@ def iterate_batches(
     remaining = itertools.islice(tables, skip_batches, None)
     for index, samples in enumerate(_full_batches(remaining, settings, rejects), start=skip_batches):
         batch = collate(samples, settings).to(device)
-        yield augment_batch(batch, settings, step_generator(seed, epoch, rank, index)) if augment else batch
+        if augment:
+            batch = augment_batch(batch, settings, step_generator(seed, epoch, rank, index))
+        yield batch
 
 
 def validation_batches(

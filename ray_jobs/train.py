@@ -159,6 +159,16 @@ def check_data(settings: Settings) -> Manifest:
         raise ValueError(
             f"network.n_views: expected {len(data.views)}, one for each of data.views, got {n_views}"
         )
+    if data.missing_view_share and data.tell_missing_views != settings.network.view_flags:
+        raise ValueError(
+            f"data.tell_missing_views: expected {str(settings.network.view_flags).lower()} as "
+            f"network.view_flags, got {str(data.tell_missing_views).lower()}"
+        )
+    if data.single_views and settings.network.name != "resnet_per_view":
+        raise ValueError(
+            "data.single_views: expected false for a network that looks at all views together, "
+            f"{settings.network.name}, got true"
+        )
     if manifest.rows["validation"] < settings.training.workers:
         raise ValueError(
             f"{data.uri}: expected at least one validation row a worker, got {manifest.rows['validation']} "

@@ -7,6 +7,7 @@ whether each of them has a batch, whether somebody wants to stop and whether som
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import secrets
 import statistics
@@ -67,8 +68,9 @@ class Job:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches that every worker gets of one pass over the training split."""
-        return steps_per_epoch(self.rows["train"], self.settings.data, self.settings.training.workers)
+        """Optimiser steps of one pass over the training split; batches that fill no step are left out."""
+        training = self.settings.training
+        return steps_per_epoch(self.rows["train"], self.settings.data, training.workers, training.accumulate)
 
     @property
     def total_steps(self) -> int:
@@ -128,7 +130,10 @@ class Worker:
         self.start_id = secrets.token_hex(2)
         self.saved_at = (-1, -1)
         self.epoch_losses: list[float] = []
-        self.pace = Pace(self.settings.data.batch_size * self.world_size)
+        self.samples_per_step = (
+            self.settings.data.batch_size * self.settings.training.accumulate * self.world_size
+        )
+        self.pace = Pace(self.samples_per_step)
 
     def restore(self) -> None:
         """Go on from the newest intact checkpoint, and make ready to train together."""
@@ -165,16 +170,16 @@ class Worker:
         every = self.settings.training.checkpoint_every_steps
         self.pace.start()
         while True:
-            batch, error = _next_batch(batches)
-            ended, stop, failed = self._agree(batch is None, self.post.stop_requested, error is not None)
+            group, error = _next_group(batches, self.settings.training.accumulate)
+            ended, stop, failed = self._agree(not group, self.post.stop_requested, error is not None)
             if failed:
                 raise error or PeerFailedError
-            if batch is None or ended:
+            if ended:
                 return True
             if stop:
                 return False
-            self._step(batch.to(self.device))
-            done = self.state.samples_in_epoch // (self.settings.data.batch_size * self.world_size)
+            self._step([self._as_trained(batch.to(self.device)) for batch in group])
+            done = self.state.samples_in_epoch // self.samples_per_step
             if self.state.step % every == 0 and done < self.job.steps_per_epoch:
                 self.save({})
                 self.pace.start()
@@ -229,21 +234,24 @@ class Worker:
         if self.rank == 0 or kind in ("warning", "fatal"):
             self.post.send(Event(kind, self.state.step, self.state.epoch, values or {}, message), now=now)
 
-    def _step(self, batch: ViewBatch) -> None:
-        learning_rate = learning_rate_at(self.state.step, self.job.total_steps, self.settings.optimiser)
+    def _step(self, batches: list[ViewBatch]) -> None:
+        step, total_steps, training = self.state.step, self.job.total_steps, self.settings.training
+        learning_rate = learning_rate_at(step, total_steps, self.settings.optimiser)
         set_learning_rate(self.optimiser, learning_rate)
         self.pace.mark_data()
-        losses = self.settings.losses
-        if self.state.step < self.settings.training.render_from * self.job.total_steps:
-            losses = losses.without_rendering()
-        result = train_step(self.trained, batch, self.optimiser, losses, self.settings.optimiser.clip_norm)
+        losses = training.losses_at(step, total_steps, self.settings.losses)
+        clip_norm = self.settings.optimiser.clip_norm
+        result = train_step(self.trained, batches, self.optimiser, losses, clip_norm, training.precision)
         self.pace.mark_step()
-        samples = self.state.samples_in_epoch + batch.images.shape[0] * self.world_size
-        self.state = dataclasses.replace(self.state, step=self.state.step + 1, samples_in_epoch=samples)
+        samples = self.state.samples_in_epoch + self.samples_per_step
+        self.state = dataclasses.replace(self.state, step=step + 1, samples_in_epoch=samples)
         if not result.skipped:
             self.epoch_losses.append(result.loss)
         self._tell_step(result, learning_rate)
         self.skips.count(result, self.state.step)
+
+    def _as_trained(self, batch: ViewBatch) -> ViewBatch:
+        return batch.split_views() if self.settings.data.single_views else batch
 
     def _tell_step(self, result: StepResult, learning_rate: float) -> None:
         values = {"loss": result.loss, "gradient_norm": result.gradient_norm, "learning_rate": learning_rate}
@@ -384,8 +392,10 @@ def share_cores(workers_on_node: int) -> None:
     numba.set_num_threads(min(cores, numba.get_num_threads()))
 
 
-def _next_batch(batches: Iterator[ViewBatch]) -> tuple[ViewBatch | None, Exception | None]:
+def _next_group(batches: Iterator[ViewBatch], count: int) -> tuple[list[ViewBatch], TooManyBadRows | None]:
+    """Return the batches of a step; none at the end, where less than `count` are left, or after an error."""
     try:
-        return next(batches, None), None
+        group = list(itertools.islice(batches, count))
     except TooManyBadRows as error:
-        return None, error
+        return [], error
+    return group if len(group) == count else [], None

@@ -99,6 +99,25 @@ def test_a_missing_view_is_filled_by_the_nearest_and_said_so(predictor: Predicto
     assert not any("stands in" in text for text in complete.warnings)
 
 
+def test_a_network_with_view_flags_is_told_of_a_missing_view(
+    tmp_path: Path, predictor: Predictor, photo: Photo
+):
+    torch.manual_seed(0)
+    settings = NetworkSettings(width=1 / 16, view_flags=True)
+    card = dataclasses.replace(predictor.card, network=settings)
+    save_model(tmp_path, build_network(settings), card)
+    telling = Predictor.load(tmp_path)
+    views = telling.prepare({"left": photo, "front": photo})
+    assert views.batch.view_present is not None
+    assert views.batch.view_present.tolist() == [[True, True, False]]
+    face = telling.reconstruct(views)
+    assert any("no right view: nothing stands in for it" in text for text in face.warnings)
+    dark = dataclasses.replace(
+        views.batch, images=views.batch.images * torch.tensor([1, 1, 0]).view(3, 1, 1, 1)
+    )
+    assert torch.equal(telling.predict_params(dark).identity[0], face.params.identity)
+
+
 def test_swapped_sides_are_pointed_out(predictor: Predictor, photo: Photo):
     turned = torch.tensor([[0.77, 0, 0.64], [0, 1, 0], [-0.64, 0, 0.77]])  # the nose to the image's right
     landmarks = predictor.face_model.mean_shape[predictor.face_model.landmarks_68]

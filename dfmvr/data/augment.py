@@ -100,7 +100,7 @@ def _leave_out_masks(batch: ViewBatch, share: float, generator: torch.Generator)
 
 
 def _leave_out_views(batch: ViewBatch, settings: DataSettings, generator: torch.Generator) -> ViewBatch:
-    """Let the front view stand in for one or more others in a share of the samples (paper 5.3).
+    """Take one or more side views out of a share of the samples (paper 5.3).
 
     Every set of missing views is as likely as any other; with three views these are the paper's three forms.
     """
@@ -110,9 +110,29 @@ def _leave_out_views(batch: ViewBatch, settings: DataSettings, generator: torch.
     n_samples, n_views = batch.masks.shape[:2]
     chosen = torch.rand(n_samples, generator=generator) < settings.missing_view_share
     sets = torch.randint(1, 2 ** len(others), (n_samples,), generator=generator) * chosen
-    sources = torch.arange(n_views).repeat(n_samples, 1)
+    missing = torch.zeros(n_samples, n_views, dtype=torch.bool)
     for bit, view in enumerate(others):
-        sources[:, view][sets.bitwise_right_shift(bit) % 2 == 1] = settings.views.index(FRONT)
-    samples = torch.arange(n_samples).unsqueeze(1)
+        missing[:, view] = sets.bitwise_right_shift(bit) % 2 == 1
+    return without_views(batch, missing.to(batch.masks.device), settings)
+
+
+def without_views(batch: ViewBatch, missing: Tensor, settings: DataSettings) -> ViewBatch:
+    """Return a batch that lacks the views `missing` [B, V].
+
+    Where the network is told, no loss looks at such a view. Else the front view, which must be there,
+    stands in for it.
+    """
+    if settings.tell_missing_views:
+        present = ~missing
+        return dataclasses.replace(
+            batch,
+            masks=batch.masks * present[:, :, None, None],
+            landmarks_2d_weights=batch.landmarks_2d_weights * present[:, :, None],
+            view_present=present,
+        )
+    n_samples, n_views = missing.shape
+    sources = torch.arange(n_views, device=missing.device).repeat(n_samples, 1)
+    sources = sources.where(~missing, sources.new_tensor(settings.views.index(FRONT)))
+    samples = torch.arange(n_samples, device=missing.device).unsqueeze(1)
     changes = {name: getattr(batch, name)[samples, sources] for name in _OF_A_VIEW}
     return dataclasses.replace(batch, **changes)

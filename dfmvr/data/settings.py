@@ -34,7 +34,11 @@ class DataSettings:
     missing_mask_share: float = 0.0
     """Share of the training samples without masks (all background), like photographs that nobody parsed."""
     missing_view_share: float = 0.0
-    """Share of the training samples that lack side views; the front view stands in (paper 5.3: 1/3)."""
+    """Share of the training samples that lack side views (paper 5.3: 1/3)."""
+    tell_missing_views: bool = False
+    """Leave missing views out and tell the network (network.view_flags); else the front view stands in."""
+    single_views: bool = False
+    """Train on every view by itself, like a sample: for networks that look at each view by itself."""
     weight_dilation: float = 20.0
     """Pixels by which the weight map's regions grow at 224 px; scaled with the image size."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dfmvr.types import VIEW_NAMES
+
 DISTANCE_BACKENDS = ("auto", "open3d", "kdtree")
 
 
@@ -25,6 +27,8 @@ class EvaluationSettings:
     """Ridge of the best 3DMM fit, relative to the mean diagonal of its normal matrix; 0 = least squares."""
     max_samples: int | None = None
     """Measure only the first so many test samples; None = all."""
+    given_views: tuple[str, ...] = ()
+    """Views that the network is given; the others are missing (paper 5.3). Empty = all."""
     batch_size: int = 8
     """Samples that go through the network at once."""
     gallery: int = 6
@@ -34,6 +38,12 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be measured with."""
+        object.__setattr__(self, "given_views", tuple(self.given_views))
+        if unknown := set(self.given_views) - set(VIEW_NAMES):
+            raise ValueError(
+                f"evaluation.given_views: expected some of {VIEW_NAMES}, or none for all, "
+                f"got {sorted(unknown)}"
+            )
         for name in ("crop_factor", "icp_tolerance"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"evaluation.{name}: expected a positive number, got {getattr(self, name)}")

@@ -9,28 +9,31 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dfmvr.networks.heads import FaceHeads
+from dfmvr.networks.inputs import MASK_CHANNELS, network_inputs
 from dfmvr.networks.landmark_maps import LandmarkMaps, PlaceReader, expected_places
 from dfmvr.networks.late_fusion import LateFusion, PlainCnn, UNet
 from dfmvr.networks.mulen_unet import MulEnUnet
+from dfmvr.networks.per_view import PerViewNetwork
 from dfmvr.networks.rednet import RedNet
 from dfmvr.networks.resnet import ResNet
 from dfmvr.networks.settings import NetworkSettings
-from dfmvr.types import REGION_NAMES, FaceParams
+from dfmvr.types import FaceParams
 
 FINEST_MAP_LEVEL = 2
 """Level of the encoders' pyramids at whose size the heat maps are drawn: a quarter of the picture's."""
 PLACE_FEATURES = 512
 """Features that the landmarks' places are read into."""
 
-_MASK_CHANNELS = {"one_hot": len(REGION_NAMES), "scalar": 1, "none": 0}
 
-
-def build_network(settings: NetworkSettings) -> FaceNetwork:
+def build_network(settings: NetworkSettings) -> FaceNetwork | PerViewNetwork:
     """Build the network that the settings name; its weights come from torch's global random state."""
-    in_channels = 3 + _MASK_CHANNELS[settings.mask_input]
+    in_channels = 3 + MASK_CHANNELS[settings.mask_input] + settings.view_flags
+    if settings.name == "resnet_per_view":
+        in_channels = 3 + MASK_CHANNELS[settings.mask_input]
+        per_view = ResNet(in_channels, settings.regressor_channels)
+        return PerViewNetwork(per_view, settings.mask_input, settings.aggregation)
     n_views, channels = settings.n_views, settings.fusion_channels
     fusion: MulEnUnet | LateFusion
     match settings.name:
@@ -58,12 +61,12 @@ def build_network(settings: NetworkSettings) -> FaceNetwork:
     features = regressor.out_features
     if not settings.landmark_maps:
         heads = FaceHeads(features, n_views, settings.shared_light)
-        return FaceNetwork(fusion, regressor, heads, settings.mask_input)
+        return FaceNetwork(fusion, regressor, heads, settings.mask_input, settings.view_flags)
     levels = fusion.pyramid_channels[FINEST_MAP_LEVEL:]
     maps = nn.ModuleList(LandmarkMaps(levels) for _ in range(n_views))
     reader = PlaceReader(n_views, PLACE_FEATURES)
     heads = FaceHeads(features + PLACE_FEATURES, n_views, settings.shared_light)
-    return FaceNetwork(fusion, regressor, heads, settings.mask_input, maps, reader)
+    return FaceNetwork(fusion, regressor, heads, settings.mask_input, settings.view_flags, maps, reader)
 
 
 class FaceNetwork(nn.Module):
@@ -74,6 +77,7 @@ class FaceNetwork(nn.Module):
         regressor: the fusion feature -> [B, features].
         heads: [B, features] -> FaceParams.
         mask_input: see NetworkSettings.
+        view_flags: likewise.
         maps: for each view, its feature pyramid -> scores of the landmarks [B, 68, h, w]; None: without.
         reader: the places of all views [B, V, 68, 2] -> [B, features] that the heads see as well.
     """
@@ -84,48 +88,42 @@ class FaceNetwork(nn.Module):
         regressor: nn.Module,
         heads: FaceHeads,
         mask_input: str,
+        view_flags: bool = False,
         maps: nn.ModuleList | None = None,
-        reader: nn.Module | None = None,
+        reader: PlaceReader | None = None,
     ) -> None:
         super().__init__()
         self.fusion = fusion
         self.regressor = regressor
         self.heads = heads
         self.mask_input = mask_input
+        self.view_flags = view_flags
         self.maps = maps
         self.reader = reader
 
-    def forward(self, images: Tensor, masks: Tensor) -> FaceParams:
+    def forward(self, images: Tensor, masks: Tensor, view_present: Tensor | None = None) -> FaceParams:
         """Predict the faces.
 
         Args:
             images: [B, V, 3, H, W] RGB in [0, 1].
             masks: [B, V, H, W] int64 region labels 0-9.
+            view_present: [B, V] bool; None: all. Pictures of other views are not looked at, and the poses and
+                lights predicted for them mean nothing. Without `view_flags` it is not looked at itself:
+                something must stand in for what is missing.
 
         Raises:
             ValueError: when images and masks do not fit each other or the network.
         """
-        if images.ndim != 5 or masks.shape != (*images.shape[:2], *images.shape[3:]):
-            raise ValueError(
-                "images and masks: expected [B, V, 3, H, W] and [B, V, H, W], "
-                f"got {tuple(images.shape)} and {tuple(masks.shape)}"
-            )
-        fused, pyramids = self.fusion(self._inputs(images, masks))
+        present = None
+        if self.view_flags:
+            everything = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device)
+            present = everything if view_present is None else view_present
+        fused, pyramids = self.fusion(network_inputs(images, masks, self.mask_input, present))
         features = self.regressor(fused)
         if self.maps is None or self.reader is None:
             return self.heads(features)
         levels = [pyramid[FINEST_MAP_LEVEL:] for pyramid in pyramids]
         scores = torch.stack([draw(view) for draw, view in zip(self.maps, levels, strict=True)], 1)
         places = expected_places(scores)
-        params: FaceParams = self.heads(torch.cat([features, self.reader(places)], 1))
+        params: FaceParams = self.heads(torch.cat([features, self.reader(places, present)], 1))
         return dataclasses.replace(params, landmark_scores=scores)
-
-    def _inputs(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Map the pictures to [-1, 1] and append the mask's channels; the result is stored channels last."""
-        parts = [(2 * images - 1).movedim(2, -1)]
-        match self.mask_input:
-            case "one_hot":
-                parts.append(functional.one_hot(masks, len(REGION_NAMES)).to(images.dtype))
-            case "scalar":
-                parts.append(masks.unsqueeze(-1).to(images.dtype))
-        return torch.cat(parts, -1).movedim(-1, 2)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from dfmvr.geometry.rotation import euler_to_matrix
 from dfmvr.lighting import AMBIENT, SH_BANDS
+from dfmvr.networks.precision import full_precision
 from dfmvr.types import FaceParams
 
 N_IDENTITY = 80
@@ -69,7 +70,11 @@ class FaceHeads(nn.Module):
         self.neutral_light: Tensor
 
     def forward(self, features: Tensor) -> FaceParams:
-        """Return parameters with leading shape [B] for features [B, in_features]."""
+        """Return parameters with leading shape [B] for features [B, in_features]; never in bfloat16."""
+        with full_precision(features) as wide:
+            return self._read(wide)
+
+    def _read(self, features: Tensor) -> FaceParams:
         pose = self.pose(features).unflatten(1, (self.n_views, 2, 3))
         light = self.light(features).unflatten(1, (self.n_lights, SH_BANDS, 3))
         return FaceParams(

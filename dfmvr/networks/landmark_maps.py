@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfmvr.networks.precision import full_precision
 from dfmvr.types import N_LANDMARKS
 
 _SHARPNESS = 4.0
@@ -44,14 +45,16 @@ class LandmarkMaps(nn.Module):
         total = levels[-1]
         for finer in levels[-2::-1]:
             total = functional.interpolate(total, finer.shape[-2:], mode="bilinear") + finer
-        return _SHARPNESS * total
+        with full_precision(total) as wide:
+            return _SHARPNESS * wide
 
 
 def expected_places(scores: Tensor) -> Tensor:
     """Return the maps' centres of mass [*L, K, 2], as shares of the picture, for scores [*L, K, h, w]."""
     height, width = scores.shape[-2:]
-    heat = scores.flatten(-2).softmax(-1).unflatten(-1, (height, width))
-    return torch.stack([heat.sum(-2) @ _centres(width, heat), heat.sum(-1) @ _centres(height, heat)], -1)
+    with full_precision(scores) as wide:
+        heat = wide.flatten(-2).softmax(-1).unflatten(-1, (height, width))
+        return torch.stack([heat.sum(-2) @ _centres(width, heat), heat.sum(-1) @ _centres(height, heat)], -1)
 
 
 class PlaceReader(nn.Module):
@@ -75,19 +78,30 @@ class PlaceReader(nn.Module):
         self.mean: Tensor
         self.variance: Tensor
 
-    def forward(self, places: Tensor) -> Tensor:
-        """Return the features; in training the running statistics take the batch in first."""
+    def forward(self, places: Tensor, present: Tensor | None = None) -> Tensor:
+        """Return the features; in training the running statistics take the batch in first.
+
+        Args:
+            places: [B, V, K, 2].
+            present: [B, V] bool; the places of other views are taken to be average ones. None: all are there.
+        """
         flat = places.flatten(1)
+        if present is None:
+            present = places.new_ones(places.shape[:2], dtype=torch.bool)
+        known = present[:, :, None, None].expand_as(places).flatten(1).to(flat.dtype)
         if self.training:
-            self._take_in(flat.detach())
+            self._take_in(flat.detach(), known)
         spread = self.variance.sqrt().clamp_min(_SMALLEST_SPREAD)
-        unit = (flat - self.mean) / spread
+        unit = known * (flat - self.mean) / spread
         return self.linear(unit) + self.residual(unit)
 
     @torch.no_grad()
-    def _take_in(self, flat: Tensor) -> None:
-        self.mean.lerp_(flat.mean(0), _MOMENTUM)
-        self.variance.lerp_((flat - self.mean).square().mean(0), _MOMENTUM)
+    def _take_in(self, flat: Tensor, known: Tensor) -> None:
+        count = known.sum(0)
+        momentum = _MOMENTUM * (count > 0)
+        self.mean.lerp_((known * flat).sum(0) / count.clamp_min(1), momentum)
+        squares = known * (flat - self.mean).square()
+        self.variance.lerp_(squares.sum(0) / count.clamp_min(1), momentum)
 
 
 def _centres(count: int, like: Tensor) -> Tensor:

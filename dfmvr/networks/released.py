@@ -147,6 +147,7 @@ def read_released(path: str | Path) -> FaceNetwork:
     """
     tensors = read_tensors(path)
     network = build_network(RELEASED)
+    assert isinstance(network, FaceNetwork)
     try:
         converted = convert(tensors, network.state_dict())
     except WeightsError as error:

@@ -9,7 +9,8 @@ from types import MappingProxyType
 PAPER_BASE_CHANNELS = 64
 """Channels of the finest level, and of RedNet's first stage, at width 1."""
 
-NETWORKS = ("mulen_unet_rednet", "mulen_unet_resnet", "unet_rednet", "cnn_rednet")
+NETWORKS = ("mulen_unet_rednet", "mulen_unet_resnet", "unet_rednet", "cnn_rednet", "resnet_per_view")
+AGGREGATIONS = ("mean", "confidence")
 MASK_INPUTS = ("one_hot", "scalar", "none")
 
 
@@ -20,7 +21,8 @@ class NetworkSettings:
     name: str = "mulen_unet_rednet"
     """`mulen_unet_rednet`: MulEn-Unet fuses the views, RedNet-50 regresses (paper 3.3, 3.4). For ablations:
     `mulen_unet_resnet` has ResNet-50 (v3); `unet_rednet` a U-Net a view (v2) and `cnn_rednet` a plain CNN a
-    view (v1), whose features are concatenated."""
+    view (v1), whose features are concatenated. `resnet_per_view` is no fusion but a baseline: ResNet-50
+    looks at each view by itself, and the answers are averaged."""
     width: float = 1.0
     """Channels of the fusion network relative to the paper's; 64 x width is 4, 8 or a multiple of 16."""
     regressor_width: float | None = None
@@ -40,6 +42,11 @@ class NetworkSettings:
     """Let MulEn-Unet's decoder weigh the skips; False hands them on as they are."""
     shared_light: bool = False
     """One light for all views, as the paper's text has it; else each view has its own."""
+    view_flags: bool = False
+    """Tell the network of missing views: they come in blank, with a flag. Else another view stands in."""
+    aggregation: str = "mean"
+    """How resnet_per_view averages its answers: all views alike (`mean`), or by how sure each is of itself
+    (`confidence`, learnt; Deng et al., 2019)."""
     bounded_kernels: bool = True
     """Cut the features of RedNet's kernels at six, so that no picture overflows; the paper does not."""
 
@@ -50,8 +57,12 @@ class NetworkSettings:
             raise ValueError(f"network.mask_input: expected one of {MASK_INPUTS}, got {self.mask_input!r}")
         if self.n_views < 1:
             raise ValueError(f"network.n_views: expected at least 1, got {self.n_views}")
-        if self.landmark_maps and self.name == "cnn_rednet":
-            raise ValueError("network.landmark_maps: expected false for cnn_rednet, which has no pyramid")
+        if self.landmark_maps and self.name in ("cnn_rednet", "resnet_per_view"):
+            raise ValueError(f"network.landmark_maps: expected false for {self.name}, which has no pyramid")
+        if self.aggregation not in AGGREGATIONS:
+            raise ValueError(f"network.aggregation: expected one of {AGGREGATIONS}, got {self.aggregation!r}")
+        if self.name == "resnet_per_view" and not self.view_flags:
+            raise ValueError("network.view_flags: expected true for resnet_per_view, which needs no stand-in")
         if not self.name.startswith("mulen_unet") and (self.shared_encoders or not self.attention_gates):
             raise ValueError(
                 f"network.shared_encoders, network.attention_gates: expected false and true for {self.name}, "

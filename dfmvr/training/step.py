@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dfmvr.losses.total import LossSettings, total_loss
 from dfmvr.reconstructor import Reconstructor
 from dfmvr.training.optim import clip_gradients
 from dfmvr.types import ViewBatch
+
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,14 @@ class TrainingSettings:
     render_from: float = 0.0
     """Share of the steps after which photo and mask loss begin. Until then training steps do not render,
     which makes them cheaper. (The paper's released code begins its mask loss after 100 of 280 epochs.)"""
+    mask_from: float = 0.0
+    """Share of the steps after which the mask loss begins, where render_from has not held it back longer."""
+    accumulate: int = 1
+    """Batches of every worker that make one optimiser step, one after another: the gradient of a batch as
+    many times as large, in the memory of one. Batch norm sees each batch by itself, though."""
+    precision: str = "fp32"
+    """`bf16`: the network's forward pass in bfloat16 where that is safe (autocast), in half the memory.
+    Weights, heads, face model, renderer and losses stay in float32."""
     use_gpu: bool = False
     """Give every worker one GPU."""
     runs: str = "runs"
@@ -46,6 +61,7 @@ class TrainingSettings:
         for name in (
             "epochs",
             "workers",
+            "accumulate",
             "checkpoint_every_steps",
             "keep",
             "validate_every_epochs",
@@ -53,14 +69,25 @@ class TrainingSettings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name}: expected >= 1, got {getattr(self, name)}")
-        if not 0 <= self.render_from < 1:
-            raise ValueError(f"training.render_from: expected 0 <= share < 1, got {self.render_from}")
+        for name in ("render_from", "mask_from"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"training.{name}: expected 0 <= share < 1, got {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"training.precision: expected one of {PRECISIONS}, got {self.precision!r}")
         if self.cpus_per_worker < 0:
             raise ValueError(f"training.cpus_per_worker: expected >= 0, got {self.cpus_per_worker}")
         if self.max_failures < -1:
             raise ValueError(f"training.max_failures: expected >= -1, got {self.max_failures}")
         if not self.runs:
             raise ValueError("training.runs: expected a folder or s3:// address, got an empty string")
+
+    def losses_at(self, step: int, total_steps: int, losses: LossSettings) -> LossSettings:
+        """Return the weights of a step (index from 0), without the terms that begin later."""
+        if step < self.render_from * total_steps:
+            return losses.without_rendering()
+        if step < self.mask_from * total_steps:
+            return dataclasses.replace(losses, mask=0.0)
+        return losses
 
 
 class NonFiniteLossError(RuntimeError):
@@ -85,12 +112,13 @@ class StepResult:
 
 def train_step(
     reconstructor: Reconstructor,
-    batch: ViewBatch,
+    batches: Sequence[ViewBatch],
     optimiser: torch.optim.Optimizer,
     losses: LossSettings,
     clip_norm: float,
+    precision: str = "fp32",
 ) -> StepResult:
-    """Predict, compare, and move the weights once.
+    """Predict, compare, and move the weights once, by the mean gradient of some batches of one size.
 
     With a distributed network every worker must call this together. A worker with a non-finite loss makes the
     shared gradient non-finite, so that all of them skip the step alike; the network's buffers (the running
@@ -98,11 +126,15 @@ def train_step(
     """
     buffers = [buffer.clone() for buffer in reconstructor.network.buffers()]
     optimiser.zero_grad(set_to_none=True)
-    prediction = reconstructor(batch, render=losses.needs_rendering)
-    loss, terms = total_loss(prediction, batch, reconstructor.face_model, losses)
-    _poison_if_not_finite(loss).backward()
+    values: list[dict[str, Tensor]] = []
+    for number, batch in enumerate(batches, start=1):
+        with _sharing_gradients(reconstructor.network, number == len(batches)):
+            prediction = reconstructor(batch, losses.needs_rendering, bf16=precision == "bf16")
+            loss, terms = total_loss(prediction, batch, reconstructor.face_model, losses)
+            (_poison_if_not_finite(loss) / len(batches)).backward()
+        values.append({"": loss.detach(), **terms})
     norm = clip_gradients(reconstructor.network, clip_norm)
-    result = _to_result(loss, terms, norm)
+    result = _to_result(values, norm)
     if result.skipped:
         _restore_buffers(reconstructor, buffers)
         optimiser.zero_grad(set_to_none=True)
@@ -144,10 +176,18 @@ def _poison_if_not_finite(loss: Tensor) -> Tensor:
     return loss * torch.where(torch.isfinite(loss), 1.0, torch.nan).detach()
 
 
-def _to_result(loss: Tensor, terms: dict[str, Tensor], norm: Tensor) -> StepResult:
-    """Copy all numbers to the host at once."""
-    values = torch.stack([loss.detach(), norm.detach(), *(term.detach() for term in terms.values())]).tolist()
-    return StepResult(values[0], dict(zip(terms, values[2:], strict=True)), values[1])
+def _sharing_gradients(network: nn.Module, share: bool) -> AbstractContextManager[None]:
+    """Where `share` is false, keep a distributed network's gradients to this worker: they add up first."""
+    if share or not isinstance(network, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return network.no_sync()
+
+
+def _to_result(batches: list[dict[str, Tensor]], norm: Tensor) -> StepResult:
+    """Average the batches' loss (named "") and terms; copy all numbers to the host at once."""
+    means = torch.stack([torch.stack([*batch.values()]) for batch in batches]).mean(0)
+    loss, *terms, gradient_norm = torch.cat([means, norm.detach().reshape(1)]).tolist()
+    return StepResult(loss, dict(zip([*batches[0]][1:], terms, strict=True)), gradient_norm)
 
 
 def _restore_buffers(reconstructor: Reconstructor, buffers: list[Tensor]) -> None:

@@ -107,7 +107,8 @@ def test_the_share_of_blurred_samples(batch: ViewBatch) -> None:
 
 def many(batch: ViewBatch, count: int) -> ViewBatch:
     """The first sample, again and again."""
-    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(ViewBatch) if f.name != "sample_ids"}
+    left_out = ("sample_ids", "view_present")
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(ViewBatch) if f.name not in left_out}
     return ViewBatch(
         **{name: value[:1].repeat(count, *[1] * (value.ndim - 1)) for name, value in fields.items()}
     )
@@ -140,6 +141,22 @@ def test_the_front_view_stands_in_for_every_set_of_missing_views_alike(batch: Vi
         views = getattr(varied, name)[only_front]
         assert torch.equal(views[0], views[1]), name
         assert torch.equal(views[2], views[1]), name
+
+
+def test_no_loss_looks_at_a_view_whose_absence_is_told(batch: ViewBatch) -> None:
+    samples = many(batch, 900)
+    settings = dataclasses.replace(SETTINGS, missing_view_share=1 / 3, tell_missing_views=True)
+    varied = augment(samples, settings, step_generator(2))
+    present = varied.view_present
+    assert present is not None
+    assert present[:, 1].all()
+    for form in ([True, True, False], [False, True, True], [False, True, False]):
+        share = float((present == torch.tensor(form)).all(1).float().mean())
+        assert share == pytest.approx(1 / 9, abs=0.04), form
+    assert not varied.masks[~present].any()
+    assert not varied.landmarks_2d_weights[~present].any()
+    assert torch.equal(varied.masks[present], samples.masks[present])
+    assert torch.equal(varied.landmarks_2d_weights[present], samples.landmarks_2d_weights[present])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from dfmvr.evaluation.settings import EvaluationSettings
         ({"icp_points": 5}, "evaluation.icp_points: expected at least 100, got 5"),
         ({"floor_ridge": -1.0}, "evaluation.floor_ridge: expected 0 or more"),
         ({"max_samples": 0}, "evaluation.max_samples: expected None or at least 1, got 0"),
+        ({"given_views": ("top",)}, r"evaluation.given_views: expected some of .* got \['top'\]"),
         ({"distance_backend": "gpu"}, "evaluation.distance_backend: expected one of .* got 'gpu'"),
     ],
 )

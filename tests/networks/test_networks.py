@@ -4,6 +4,8 @@ from torch import nn
 
 from dfmvr.networks import PRESETS, NetworkSettings, build_network
 from dfmvr.networks.heads import FaceHeads
+from dfmvr.networks.inputs import network_inputs
+from dfmvr.networks.landmark_maps import PlaceReader
 from dfmvr.networks.mulen_unet import AttentionGate, MulEnUnet
 from dfmvr.networks.rednet import RedNet
 from dfmvr.networks.resnet import ResNet
@@ -26,7 +28,8 @@ def draw(n_views: int, size: int, batch: int = 2) -> tuple[torch.Tensor, torch.T
 
 def small(**changes) -> nn.Module:
     torch.manual_seed(0)
-    return build_network(NetworkSettings(**{"width": SMALLEST, **changes}))
+    flags = changes.get("name") == "resnet_per_view"
+    return build_network(NetworkSettings(**{"width": SMALLEST, "view_flags": flags, **changes}))
 
 
 def values(params: FaceParams) -> dict[str, torch.Tensor]:
@@ -55,7 +58,7 @@ def test_mask_input_decides_the_channels(mask_input, channels):
     network = small(mask_input=mask_input)
     assert network.fusion.in_channels == channels
     images, masks = draw(3, 32)
-    inputs = network._inputs(images, masks)
+    inputs = network_inputs(images, masks, mask_input)
     assert inputs.shape == (2, 3, channels, 32, 32)
     torch.testing.assert_close(inputs[:, :, :3], images * 2 - 1)
     if mask_input == "scalar":
@@ -84,7 +87,7 @@ def test_sizes(size):
     network = small()
     images, masks = draw(3, size)
     with torch.no_grad():
-        fused, _ = network.fusion(network._inputs(images, masks))
+        fused, _ = network.fusion(network_inputs(images, masks, "one_hot"))
         params = network.heads(network.regressor(fused))
     assert fused.shape == (2, 16, size, size)
     assert all(value.isfinite().all() for value in values(params).values())
@@ -196,7 +199,7 @@ def test_every_network_maps_views_to_a_face(name):
 def test_late_fusion_keeps_views_apart_until_the_end():
     for name in ("unet_rednet", "cnn_rednet"):
         network = small(name=name).eval()
-        views = network._inputs(*draw(3, 32))
+        views = network_inputs(*draw(3, 32), "one_hot")
         changed = views.clone()
         changed[:, 1] += 1
         before, after = (network.fusion(v)[0].unflatten(1, (3, -1)) for v in (views, changed))
@@ -249,3 +252,64 @@ def test_wrong_inputs_are_refused():
         network(images, masks[:, :2])
     with pytest.raises(ValueError, match="multiples of 16 for both sides, got 40 x 40"):
         network(*draw(3, 40))
+
+
+@pytest.mark.parametrize("landmark_maps", [False, True])
+def test_a_network_with_view_flags_does_not_look_at_missing_views(landmark_maps):
+    network = small(view_flags=True, landmark_maps=landmark_maps).eval()
+    images, masks = draw(3, 32)
+    present = torch.tensor([[True, True, False], [False, True, True]])
+    changed_images, changed_masks = images.clone(), masks.clone()
+    changed_images[~present] = torch.rand(2, 3, 32, 32)
+    changed_masks[~present] = 0
+    one, other = (
+        values(network(*inputs, present)) for inputs in ((images, masks), (changed_images, changed_masks))
+    )
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+    everything = values(network(images, masks))
+    assert not torch.allclose(one["identity"], everything["identity"])
+    ones = torch.ones(2, 3, dtype=torch.bool)
+    assert torch.equal(values(network(images, masks, ones))["identity"], everything["identity"])
+
+
+def per_view(**changes) -> nn.Module:
+    return small(name="resnet_per_view", mask_input="none", **changes).eval()
+
+
+def test_the_baseline_averages_what_it_sees_in_each_view():
+    network = per_view()
+    nn.init.normal_(network.heads.identity.weight, std=0.1)
+    images, masks = draw(3, 32)
+    together = values(network(images, masks))
+    alone = [values(network(images[:, v : v + 1], masks[:, v : v + 1])) for v in range(3)]
+    for name in ("identity", "expression", "albedo"):
+        mean = torch.stack([view[name] for view in alone]).mean(0)
+        torch.testing.assert_close(together[name], mean, atol=1e-5, rtol=0)
+    for name in ("light", "rotation", "translation"):
+        torch.testing.assert_close(together[name], torch.cat([view[name] for view in alone], 1))
+    only_left = network(images, masks, torch.tensor([[True, False, False]] * 2))
+    torch.testing.assert_close(only_left.identity, alone[0]["identity"], atol=1e-5, rtol=0)
+
+
+def test_a_sure_view_counts_more():
+    network = per_view(aggregation="confidence")
+    nn.init.normal_(network.heads.identity.weight, std=0.1)
+    images, masks = draw(3, 32)
+    features = network.regressor(network_inputs(images, masks, "none").flatten(0, 1))
+    nn.init.normal_(network.confidence.weight, std=3.0)
+    shares = network.confidence(features).view(2, 3).softmax(1)
+    assert shares.std() > 0.05
+    each = network.heads(features).identity.view(2, 3, -1)
+    torch.testing.assert_close(network(images, masks).identity, (shares.unsqueeze(-1) * each).sum(1))
+
+
+def test_missing_views_do_not_move_the_statistics_of_places():
+    reader = PlaceReader(2, 8).train()
+    places = torch.rand(4, 2, 68, 2)
+    present = torch.tensor([[True, False]] * 4)
+    reader(places, present)
+    mean, variance = (statistic.unflatten(0, (2, -1)) for statistic in (reader.mean, reader.variance))
+    assert (mean[1] == 0.5).all()
+    assert torch.equal(variance[1], torch.full_like(variance[1], 0.01))
+    torch.testing.assert_close(mean[0], 0.95 * 0.5 + 0.05 * places[:, 0].flatten(1).mean(0))

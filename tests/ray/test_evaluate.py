@@ -175,6 +175,25 @@ def test_a_worker_gives_a_row_for_every_row(worker: MeasureBatch, run: Path) -> 
     assert row["backend"] in ("open3d", "kdtree")
 
 
+def test_only_the_given_views_reach_the_network(
+    worker: MeasureBatch, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(
+        worker.settings, evaluation=dataclasses.replace(worker.settings.evaluation, given_views=("front",))
+    )
+    seen: list[ViewBatch] = []
+    predict = worker.predictor.predict_params
+    monkeypatch.setattr(worker, "settings", settings)
+    monkeypatch.setattr(
+        worker.predictor, "predict_params", lambda batch: (seen.append(batch), predict(batch))[1]
+    )
+    worker(stored_rows(run).slice(0, 1))
+    images = seen[0].images[0]
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[2], images[1])
+    assert not torch.equal(images[1], torch.zeros_like(images[1]))
+
+
 def test_a_row_without_a_scan_is_bad(worker: MeasureBatch, run: Path) -> None:
     table = stored_rows(run).slice(0, 1).drop_columns(["scan_vertices", "scan_triangles"])
     assert worker(table).to_pylist()[0]["reason"] == ["scan_vertices", "a scan to measure against", "null"]

@@ -218,6 +218,10 @@ def test_an_end_that_could_not_be_stored_is_no_success(
             {"network": NetworkSettings(n_views=2)},
             r"network\.n_views: expected 3, one for each of data\.views, got 2",
         ),
+        (
+            {"data": DataSettings(image_size=32, missing_view_share=0.3, tell_missing_views=True)},
+            r"data\.tell_missing_views: expected false as network\.view_flags, got true",
+        ),
         ({"data": DataSettings(image_size=40)}, r"data\.image_size: expected a multiple of 16, .*, got 40"),
         ({"training": TrainingSettings(workers=9)}, r"expected at least one validation row a worker, got 8"),
     ],

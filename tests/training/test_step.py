@@ -15,7 +15,7 @@ from dfmvr.types import ViewBatch
 
 def test_steps_lower_the_loss_of_one_batch(reconstructor: Reconstructor, batch: ViewBatch) -> None:
     optimiser = build_optimiser(reconstructor.network, OptimiserSettings(learning_rate=1e-3))
-    losses = [train_step(reconstructor, batch, optimiser, LossSettings(), 1.0).loss for _ in range(4)]
+    losses = [train_step(reconstructor, [batch], optimiser, LossSettings(), 1.0).loss for _ in range(4)]
     assert losses[-1] < 0.99 * losses[0]
 
 
@@ -23,7 +23,7 @@ def test_step_reports_the_terms_that_the_loss_is_the_sum_of(
     reconstructor: Reconstructor, batch: ViewBatch
 ) -> None:
     optimiser = build_optimiser(reconstructor.network, OptimiserSettings())
-    result = train_step(reconstructor, batch, optimiser, LossSettings(), 1.0)
+    result = train_step(reconstructor, [batch], optimiser, LossSettings(), 1.0)
     assert result.loss == pytest.approx(sum(result.terms.values()), rel=1e-5)
     assert "photo" in result.terms
     assert result.gradient_norm > 0
@@ -35,10 +35,10 @@ def test_nothing_is_rendered_for_losses_that_do_not_look(
 ) -> None:
     optimiser = build_optimiser(reconstructor.network, OptimiserSettings())
     monkeypatch.setattr(reconstructor, "renderer", None)
-    result = train_step(reconstructor, batch, optimiser, LossSettings().without_rendering(), 1.0)
+    result = train_step(reconstructor, [batch], optimiser, LossSettings().without_rendering(), 1.0)
     assert not result.skipped
     with pytest.raises(TypeError):
-        train_step(reconstructor, batch, optimiser, LossSettings(), 1.0)
+        train_step(reconstructor, [batch], optimiser, LossSettings(), 1.0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -46,10 +46,10 @@ def test_a_batch_that_is_not_finite_changes_nothing(
     reconstructor: Reconstructor, batch: ViewBatch, bad: float
 ) -> None:
     optimiser = build_optimiser(reconstructor.network, OptimiserSettings(learning_rate=1e-2))
-    train_step(reconstructor, batch, optimiser, LossSettings(), 1.0)  # moments exist from now on
+    train_step(reconstructor, [batch], optimiser, LossSettings(), 1.0)  # moments exist from now on
     before = {name: tensor.clone() for name, tensor in reconstructor.state_dict().items()}
     poisoned = dataclasses.replace(batch, images=torch.full_like(batch.images, bad))
-    result = train_step(reconstructor, poisoned, optimiser, LossSettings(), 1.0)
+    result = train_step(reconstructor, [poisoned], optimiser, LossSettings(), 1.0)
     assert result.skipped
     for name, tensor in reconstructor.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, msg=name)
@@ -63,7 +63,7 @@ def test_an_infinite_loss_with_finite_gradients_is_skipped_too(
 
     monkeypatch.setattr("dfmvr.training.step.total_loss", infinite)
     optimiser = build_optimiser(reconstructor.network, OptimiserSettings())
-    assert train_step(reconstructor, batch, optimiser, LossSettings(), 1.0).skipped
+    assert train_step(reconstructor, [batch], optimiser, LossSettings(), 1.0).skipped
 
 
 BAD = StepResult(loss=math.nan, terms={"photo": 1.0, "mask": math.nan}, gradient_norm=math.nan)
