@@ -60,7 +60,7 @@ def step(
     torch.manual_seed(settings.seed)
     reconstructor = build_reconstructor(network, settings.face_model).train()
     optimiser = build_optimiser(reconstructor.network, settings.optimiser)
-    return lambda: train_step(reconstructor, batch, optimiser, losses, settings.optimiser.clip_norm)
+    return lambda: train_step(reconstructor, [batch], optimiser, losses, settings.optimiser.clip_norm)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 import ray.train
+import torch
 from ray.data import Dataset, ExecutionOptions
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -30,7 +31,9 @@ from dfmvr.data.settings import DataSettings
 from dfmvr.networks.face_network import build_network
 from dfmvr.networks.mulen_unet import SIZE_MULTIPLE
 from dfmvr.networks.weights import WEIGHTS_FILE, ModelCard, load_weights, save_model
+from dfmvr.reconstructor import build_reconstructor
 from dfmvr.training.checkpoint import TrainingState
+from dfmvr.training.dry_run import measure_step
 from dfmvr.training.step import TrainingSettings
 from ray_jobs import scaling
 from ray_jobs.monitor import Event, start_monitor
@@ -56,6 +59,7 @@ EXAMPLES = """examples:
   python -m ray_jobs.train --config configs/quickstart.yaml
   python -m ray_jobs.train --config configs/small.yaml optimiser.learning_rate=2e-4 training.epochs=40
   python -m ray_jobs.train --config configs/small.yaml data.uri=s3://bucket/faces training.runs=s3://bucket/runs
+  python -m ray_jobs.train --config configs/paper.yaml --dry-run
   python -m ray_jobs.train --resume 20261231-235959-small-1a2b
 """
 STOPPED = 130
@@ -82,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     stop = threading.Event()
     try:
+        if arguments.dry_run:
+            dry_run(load_settings(arguments.config, arguments.overrides))
+            return 0
         run = choose_run(arguments)
         manifest = check_data(run.settings)
         if not is_finished(run):
@@ -111,12 +118,39 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     which.add_argument("--config", metavar="FILE", help="settings of a new run (YAML)")
     which.add_argument("--resume", metavar="RUN", help="go on with a run: its id, or its folder's address")
     parser.add_argument("--run-id", metavar="ID", help="id of the new run (default: time, name, random part)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="run one step on made-up data here, and tell what it costs"
+    )
     parser.add_argument("--address", help="a running Ray cluster (default: RAY_ADDRESS, else start one here)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.resume and arguments.dry_run:
+        parser.error("--dry-run looks at the settings of a new run; expected it with --config")
     if arguments.resume and arguments.run_id:
         parser.error("--run-id names a new run; expected it without --resume")
     return arguments
+
+
+def dry_run(settings: Settings) -> None:
+    """Build the model, run one step without a data set or a cluster, and print what it costs."""
+    device = "cuda" if settings.training.use_gpu and torch.cuda.is_available() else "cpu"
+    torch.manual_seed(settings.seed)
+    reconstructor = build_reconstructor(settings.network, settings.face_model).to(device).train()
+    cost = measure_step(
+        reconstructor,
+        settings.network,
+        settings.losses,
+        settings.optimiser,
+        settings.data.image_size,
+        settings.training.precision,
+    )
+    for name, count in cost.parameters.items():
+        print(f"{'parameters, ' + name:<28}{count:>14,}")
+    print(f"{'parameters, all':<28}{sum(cost.parameters.values()):>14,}")
+    print(f"{'forward pass of a sample':<28}{cost.gmac:>14.2f} GMAC")
+    print(f"{'step of ' + str(cost.samples) + ' samples, ' + device:<28}{cost.seconds:>14.1f} s")
+    print(f"{'its memory':<28}{cost.peak_mib:>14,.0f} MiB above {device}'s before")
+    print(f"{'its loss':<28}{cost.loss:>14.4g}")
 
 
 def choose_run(arguments: argparse.Namespace) -> Run:

@@ -15,5 +15,7 @@ from torch import Tensor
 @contextlib.contextmanager
 def full_precision(x: Tensor) -> Iterator[Tensor]:
     """Switch autocast off, and give x in float32 or, where it is that already, float64."""
-    with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    available = torch.amp.is_autocast_available(kind)  # not where only shapes are computed (meta)
+    with torch.autocast(kind, enabled=False) if available else contextlib.nullcontext():
         yield x.to(torch.promote_types(x.dtype, torch.float32))

@@ -235,12 +235,29 @@ def test_settings_that_do_not_fit_the_data_are_refused(
         check_data(settings)
 
 
+def test_a_dry_run_tells_what_a_step_costs(
+    tmp_path: Path, small_dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(dump_settings(tiny_settings(tmp_path / "no-data", tmp_path)))
+    assert main(["--config", str(tmp_path / "c.yaml"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("parameters, all", "GMAC", "step of 2 samples, cpu", "MiB"):
+        assert words in printed
+    assert not (tmp_path / "no-data").exists()
+
+
 def test_the_command_line_is_frozen(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = parse(["--config", "c.yaml", "a=1", "--run-id", "mine", "b=2"])
     assert vars(arguments) == {
-        "config": "c.yaml", "resume": None, "run_id": "mine", "address": None, "overrides": ["a=1", "b=2"],
+        "config": "c.yaml", "resume": None, "run_id": "mine", "dry_run": False, "address": None,
+        "overrides": ["a=1", "b=2"],
     }  # fmt: skip
-    for wrong in (["--config", "c", "--resume", "r"], [], ["--resume", "r", "--run-id", "x"]):
+    for wrong in (
+        ["--config", "c", "--resume", "r"],
+        [],
+        ["--resume", "r", "--run-id", "x"],
+        ["--resume", "r", "--dry-run"],
+    ):
         with pytest.raises(SystemExit):
             parse(wrong)
     capsys.readouterr()

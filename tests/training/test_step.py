@@ -99,3 +99,50 @@ def test_skips_without_a_bad_term_are_told_as_gradients() -> None:
 def test_wrong_settings_are_named(field: str, value: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         TrainingSettings(**{field: value})  # type: ignore[arg-type]
+
+
+def gradients(
+    reconstructor: Reconstructor, batches: list[ViewBatch], precision: str = "fp32"
+) -> torch.Tensor:
+    optimiser = torch.optim.SGD(reconstructor.network.parameters(), lr=0.0)
+    result = train_step(reconstructor, batches, optimiser, LossSettings(), 1e9, precision)
+    assert not result.skipped
+    return torch.cat([p.grad.flatten() for p in reconstructor.network.parameters() if p.grad is not None])
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(
+    reconstructor: Reconstructor, batch: ViewBatch
+) -> None:
+    reconstructor.eval()  # batch norm would see each batch by itself
+    halves = [part(batch, slice(0, 1)), part(batch, slice(1, 2))]
+    whole, accumulated = gradients(reconstructor, [batch]), gradients(reconstructor, halves)
+    torch.testing.assert_close(accumulated, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+
+
+def part(batch: ViewBatch, rows: slice) -> ViewBatch:
+    changes = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    return ViewBatch(**{name: None if value is None else value[rows] for name, value in changes.items()})
+
+
+def test_one_bad_batch_skips_the_whole_step(reconstructor: Reconstructor, batch: ViewBatch) -> None:
+    poisoned = dataclasses.replace(batch, images=torch.full_like(batch.images, math.nan))
+    optimiser = build_optimiser(reconstructor.network, OptimiserSettings(learning_rate=1e-2))
+    before = [p.detach().clone() for p in reconstructor.network.parameters()]
+    for batches in ([batch, poisoned], [poisoned, batch]):
+        assert train_step(reconstructor, batches, optimiser, LossSettings(), 1.0).skipped
+    for old, new in zip(before, reconstructor.network.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_bfloat16_changes_the_gradient_little(reconstructor: Reconstructor, batch: ViewBatch) -> None:
+    reconstructor.eval()
+    full, rough = gradients(reconstructor, [batch]), gradients(reconstructor, [batch], "bf16")
+    assert not torch.equal(full, rough)
+    assert torch.nn.functional.cosine_similarity(full, rough, dim=0) > 0.95
+
+
+def test_mask_loss_begins_when_the_settings_say() -> None:
+    training = TrainingSettings(render_from=0.2, mask_from=0.5)
+    weights = [training.losses_at(step, 10, LossSettings()) for step in (1, 2, 4, 5)]
+    assert [w.photo > 0 for w in weights] == [False, True, True, True]
+    assert [w.mask > 0 for w in weights] == [False, False, False, True]
