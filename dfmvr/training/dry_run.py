@@ -36,7 +36,7 @@ class Cost:
     loss: float
     seconds: float
     peak_mib: float
-    """CUDA: memory allocated at most. CPU: by how much the process's largest memory grew."""
+    """MiB by which the largest memory so far (CUDA: allocated; CPU: resident) grew in the step."""
 
 
 def measure_step(
@@ -65,13 +65,15 @@ def measure_step(
     before = _peak_mib(device)
     started = time.perf_counter()
     result = train_step(reconstructor, [batch], adam, losses, optimiser.clip_norm, precision)
+    peak = _peak_mib(device)  # waits for the device
+    seconds = time.perf_counter() - started
     return Cost(
         parameters=count_parameters(reconstructor.network),
         gmac=count_macs(network, image_size) / 1e9,
         samples=samples,
         loss=result.loss,
-        seconds=time.perf_counter() - started,
-        peak_mib=_peak_mib(device) - before,
+        seconds=seconds,
+        peak_mib=peak - before,
     )
 
 

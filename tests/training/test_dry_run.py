@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from dfmvr.losses.total import LossSettings
 from dfmvr.networks.settings import PRESETS, NetworkSettings
@@ -30,12 +31,14 @@ def test_multiply_adds_of_the_papers_fusion_network() -> None:
     assert macs + gates < whole < 1.1 * (macs + gates)
 
 
-def test_multiply_adds_count_involutions() -> None:
-    """Against ResNet's: of equal layout, its 3 x 3 convolutions and stem in the place of involutions."""
-    red = count_macs(NetworkSettings(width=1 / 16), 32)
-    res = count_macs(NetworkSettings(name="mulen_unet_resnet", width=1 / 16), 32)
-    assert red != res
-    assert count_macs(NetworkSettings(width=1 / 16), 64) == pytest.approx(4 * red, rel=0.05)
+def test_multiply_adds_count_involutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = NetworkSettings(width=1 / 16)
+    with_involutions = count_macs(settings, 32)
+    monkeypatch.setattr("dfmvr.training.dry_run.Involution", nn.Bilinear)  # which is not in the network
+    stem = 2 * 9 * 16**2
+    blocks = {(4, 8): 3, (8, 4): 4, (16, 2): 6, (32, 1): 3}  # (channels, output size): how many
+    expected = stem + sum(count * channels * 49 * size**2 for (channels, size), count in blocks.items())
+    assert with_involutions - count_macs(settings, 32) == expected
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -89,6 +89,9 @@ def test_skips_without_a_bad_term_are_told_as_gradients() -> None:
     ("field", "value", "words"),
     [
         ("epochs", 0, r"training\.epochs: expected >= 1, got 0"),
+        ("mask_from", 1.0, r"training\.mask_from: expected 0 <= share < 1, got 1.0"),
+        ("accumulate", 0, r"training\.accumulate: expected >= 1, got 0"),
+        ("precision", "fp16", r"training\.precision: expected one of .* got 'fp16'"),
         ("render_from", 1.0, r"training\.render_from: expected 0 <= share < 1, got 1.0"),
         ("workers", 0, r"training\.workers: expected >= 1, got 0"),
         ("cpus_per_worker", -1.0, r"training\.cpus_per_worker: expected >= 0, got -1.0"),
