@@ -213,7 +213,7 @@ def test_wrong_places_are_refused(small_dataset: Path, tmp_path: Path) -> None:
         training_dataset(settings_for(small_dataset), "training")
     with pytest.raises(FileNotFoundError, match=r"train: expected \.parquet files, found none"):
         training_dataset(settings_for(tmp_path), "train")
-    with pytest.raises(ValueError, match="expected at least 2 x 4 rows, the batches of a step .*, got 7"):
+    with pytest.raises(ValueError, match=r"expected at least 2 x 4 rows, the batches of a step .*, got 7"):
         steps_per_epoch(7, settings_for(tmp_path), 2)
 
 
