@@ -157,7 +157,7 @@ def iterate_batches(
         batch = collate(samples, settings).to(device)
         if augment:
             batch = augment_batch(batch, settings, step_generator(seed, epoch, rank, index))
-        yield batch
+        yield batch.split_views() if settings.single_views else batch
 
 
 def validation_batches(

@@ -19,7 +19,6 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
 from ray.data import Dataset, ExecutionOptions
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -31,11 +30,10 @@ from dfmvr.data.settings import DataSettings
 from dfmvr.networks.face_network import build_network
 from dfmvr.networks.mulen_unet import SIZE_MULTIPLE
 from dfmvr.networks.weights import WEIGHTS_FILE, ModelCard, load_weights, save_model
-from dfmvr.reconstructor import build_reconstructor
 from dfmvr.training.checkpoint import TrainingState
-from dfmvr.training.dry_run import measure_step
 from dfmvr.training.step import TrainingSettings
 from ray_jobs import scaling
+from ray_jobs.dry_run import dry_run
 from ray_jobs.monitor import Event, start_monitor
 from ray_jobs.progress import Progress
 from ray_jobs.reading import training_dataset
@@ -129,28 +127,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.resume and arguments.run_id:
         parser.error("--run-id names a new run; expected it without --resume")
     return arguments
-
-
-def dry_run(settings: Settings) -> None:
-    """Build the model, run one step without a data set or a cluster, and print what it costs."""
-    device = "cuda" if settings.training.use_gpu and torch.cuda.is_available() else "cpu"
-    torch.manual_seed(settings.seed)
-    reconstructor = build_reconstructor(settings.network, settings.face_model).to(device).train()
-    cost = measure_step(
-        reconstructor,
-        settings.network,
-        settings.losses,
-        settings.optimiser,
-        settings.data.image_size,
-        settings.training.precision,
-    )
-    for name, count in cost.parameters.items():
-        print(f"{'parameters, ' + name:<28}{count:>14,}")
-    print(f"{'parameters, all':<28}{sum(cost.parameters.values()):>14,}")
-    print(f"{'forward pass of a sample':<28}{cost.gmac:>14.2f} GMAC")
-    print(f"{'step of ' + str(cost.samples) + ' samples, ' + device:<28}{cost.seconds:>14.1f} s")
-    print(f"{'its memory':<28}{cost.peak_mib:>14,.0f} MiB above {device}'s before")
-    print(f"{'its loss':<28}{cost.loss:>14.4g}")
 
 
 def choose_run(arguments: argparse.Namespace) -> Run:

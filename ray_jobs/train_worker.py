@@ -178,7 +178,7 @@ class Worker:
                 return True
             if stop:
                 return False
-            self._step([self._as_trained(batch.to(self.device)) for batch in group])
+            self._step([batch.to(self.device) for batch in group])
             done = self.state.samples_in_epoch // self.samples_per_step
             if self.state.step % every == 0 and done < self.job.steps_per_epoch:
                 self.save({})
@@ -249,9 +249,6 @@ class Worker:
             self.epoch_losses.append(result.loss)
         self._tell_step(result, learning_rate)
         self.skips.count(result, self.state.step)
-
-    def _as_trained(self, batch: ViewBatch) -> ViewBatch:
-        return batch.split_views() if self.settings.data.single_views else batch
 
     def _tell_step(self, result: StepResult, learning_rate: float) -> None:
         values = {"loss": result.loss, "gradient_norm": result.gradient_norm, "learning_rate": learning_rate}

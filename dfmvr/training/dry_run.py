@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dfmvr.data.collate import N_LANDMARKS_3D
 from dfmvr.geometry.camera import default_intrinsics
 from dfmvr.losses.total import LossSettings
 from dfmvr.networks.face_network import build_network
@@ -19,8 +20,6 @@ from dfmvr.reconstructor import Reconstructor
 from dfmvr.training.optim import OptimiserSettings, build_optimiser
 from dfmvr.training.step import train_step
 from dfmvr.types import N_LANDMARKS, ViewBatch
-
-N_LANDMARKS_3D = 101
 
 
 @dataclass(frozen=True)

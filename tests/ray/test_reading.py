@@ -120,6 +120,16 @@ def test_ranks_share_the_rows_step_alike_and_go_on_after_a_restart(small_dataset
     assert [resumed[rank, 1] for rank in (0, 1)] == [seen[rank, 1][2:] for rank in (0, 1)]
 
 
+def test_single_views_are_the_same_pictures_one_by_one(
+    small_dataset: Path, epochs: list[list[ViewBatch]]
+) -> None:
+    batches = read_epochs(settings_for(small_dataset, single_views=True), (0,))[0]
+    together, split = epochs[0][0], batches[0]
+    assert split.images.shape == (4 * 3, 1, 3, 32, 32)
+    assert torch.equal(split.images[:, 0], together.images.flatten(0, 1))
+    assert split.sample_ids[::3] == together.sample_ids
+
+
 def test_validation_keeps_the_order_and_the_last_rows(small_dataset: Path) -> None:
     settings = settings_for(small_dataset, batch_size=5)
     dataset = training_dataset(settings, "validation", truth=["dense_vertices"])
