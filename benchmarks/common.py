@@ -46,17 +46,17 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
 
 
-def report(name: str, metrics: Mapping[str, float], **more: Any) -> None:
+def report(name: str, metrics: Mapping[str, float | str], **more: Any) -> None:
     """Print the figures as a table, then as the benchmark's last line, one JSON object.
 
     Args:
         name: the benchmark's name, as in `python -m benchmarks.NAME`.
-        metrics: numbers by name.
+        metrics: numbers by name (or names, where the question is which).
         more: further entries that explain the numbers (sizes, what was scaled).
     """
     width = max(map(len, metrics), default=0)
     for metric, value in metrics.items():
-        print(f"{metric:<{width}}  {value:.4g}")
+        print(f"{metric:<{width}}  {value if isinstance(value, str) else format(value, '.4g')}")
     line = {"name": name, "metrics": dict(metrics), "machine": machine(), "versions": versions(), **more}
     print(json.dumps(line, allow_nan=False), flush=True)
 

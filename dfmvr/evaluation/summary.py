@@ -98,19 +98,35 @@ def percentile(areas: Floats, share: float) -> float:
 
 
 def improvement(rows: Rows, draws: int, seed: int = 0) -> dict[str, float]:
-    """Return the share by which the network's mean RMSE lies below the mean face's, with 95 % bounds.
+    """Return the share by which the network's mean RMSE lies below the mean face's (see share_below)."""
+    subjects = [str(row["subject_id"]) for row in rows]
+    return share_below(
+        _column(rows, "network_rmse_mm"), _column(rows, "mean_face_rmse_mm"), subjects, draws, seed
+    )
+
+
+def share_below(
+    values: Floats, reference: Floats, subjects: Sequence[str], draws: int, seed: int = 0
+) -> dict[str, float]:
+    """Return the `share` by which the mean of values lies below a reference's, with 95 % bounds.
 
     Subjects are drawn with replacement, each with all of its samples: samples of one person are not
     independent.
+
+    Args:
+        values: [N] of N samples.
+        reference: [N] of the same samples.
+        subjects: [N] whom each sample shows.
+        draws: resamplings of the subjects.
+        seed: of the resampling.
     """
-    network, mean_face = _column(rows, "network_rmse_mm"), _column(rows, "mean_face_rmse_mm")
-    _, subject = np.unique([str(row["subject_id"]) for row in rows], return_inverse=True)
-    sums = np.stack([np.bincount(subject, values) for values in (network, mean_face)])
+    _, subject = np.unique(subjects, return_inverse=True)
+    sums = np.stack([np.bincount(subject, numbers) for numbers in (values, reference)])
     picks = np.random.default_rng(seed).integers(sums.shape[1], size=(draws, sums.shape[1]))
     drawn = sums[:, picks].sum(axis=2)
     low, high = np.quantile(1 - drawn[0] / drawn[1], [0.025, 0.975])
     return {
-        "share": float(1 - network.sum() / mean_face.sum()),
+        "share": float(1 - values.sum() / reference.sum()),
         "ci_low": float(low),
         "ci_high": float(high),
     }

@@ -1,0 +1,1 @@
+"""The paper's tables on the synthetic benchmark: `python -m benchmarks.tables`."""
