@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from dfmvr.geometry.camera import from_camera, project, to_camera
 from dfmvr.geometry.mesh import vertex_normals
-from dfmvr.render.base import Renderer
+from dfmvr.types import RenderOutput
 
 SSIM_SHARE = 0.85
 """Weight of the structural term; the colour difference has the rest."""
@@ -51,25 +51,25 @@ class ConsistencyTerms:
 def view_consistency(
     images: Float[Tensor, "B V 3 H W"],
     masks: Int[Tensor, "B V H W"] | None,
+    drawn: RenderOutput,
     vertices_camera: Float[Tensor, "B V N 3"],
     rotation: Float[Tensor, "B V 3 3"],
     translation: Float[Tensor, "B V 3"],
     intrinsics: Float[Tensor, "B V 3 3"],
     triangles: Int[Tensor, "F 3"],
-    renderer: Renderer,
 ) -> ConsistencyTerms:
     """Compare each view with its neighbours in the order of the views (left, front, right), both ways.
 
     Args:
         images: [B, V, 3, H, W] sRGB in [0, 1], H = W.
         masks: [B, V, H, W] region labels, 0 where the picture shows no face; None: it shows one everywhere.
+        drawn: the views as they were rendered, [B, V, ...]; whatever attributes they have do not matter.
         vertices_camera: [B, V, N, 3] mm, each view's own face posed by its own rotation and translation
             (geometry.camera.to_camera).
         rotation: [B, V, 3, 3] model space to view-aligned model space.
         translation: [B, V, 3] mm, view-aligned model axes.
         intrinsics: [B, V, 3, 3] pixels.
         triangles: [F, 3], counter-clockwise seen from outside.
-        renderer: draws each view once.
 
     Raises:
         ValueError: if there is but one view, or a picture is not square.
@@ -79,9 +79,7 @@ def view_consistency(
         raise ValueError(f"images: expected [B, V, 3, H, W] with at least 2 views, got {list(images.shape)}")
     if height != width:
         raise ValueError(f"images: expected square pictures, got {height} x {width}")
-    attributes = _facing(vertices_camera.detach(), triangles)
-    drawn = renderer(vertices_camera, triangles, attributes, intrinsics, width)
-    shown = drawn.mask & (drawn.attributes.squeeze(-1).detach() > MIN_FACING)
+    shown = _facing(drawn, vertices_camera, triangles) > MIN_FACING
     if masks is not None:
         shown = shown & (masks > 0)
 
@@ -132,10 +130,14 @@ def _pool(values: Tensor) -> Tensor:
     return functional.avg_pool2d(flat, 3, stride=1, padding=1).reshape(values.shape)
 
 
-def _facing(vertices_camera: Tensor, triangles: Tensor) -> Tensor:
-    """Return the cosines between the normals and the ways to the camera, [*L, N, 1]."""
+@torch.no_grad()
+def _facing(drawn: RenderOutput, vertices_camera: Tensor, triangles: Tensor) -> Tensor:
+    """Return the cosines of the pixels' normals and ways to the camera, [*L, H, W]; 0 beside the face."""
     to_eye = -functional.normalize(vertices_camera, dim=-1)
-    return (vertex_normals(vertices_camera, triangles) * to_eye).sum(-1, keepdim=True)
+    cosines = (vertex_normals(vertices_camera, triangles) * to_eye).sum(-1)
+    corners = triangles[drawn.triangle_ids.clamp_min(0)]
+    at_corners = cosines.gather(-1, corners.flatten(-3)).view_as(corners)
+    return (at_corners * drawn.barycentrics).sum(-1)
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

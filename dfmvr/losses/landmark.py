@@ -8,12 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dfmvr.geometry.align import umeyama
+from dfmvr.geometry.align import Similarity, umeyama
 from dfmvr.types import N_LANDMARKS
 
 IMPORTANT = (*range(27, 36), *range(60, 68))
 """iBUG indices of the nose and the inner mouth."""
+HEAVY = {"paper": IMPORTANT, "code": (*range(27, 31), *range(36, 48), *range(60, 68))}
+"""Landmarks that count more: in the paper, and in its released code (nose's ridge, eyes, inner mouth)."""
 IMPORTANT_WEIGHT = 20.0
+ALIGNMENTS = ("umeyama", "rms")
 
 PAPER_IMAGE_SIZE = 224
 
@@ -23,19 +26,20 @@ _FAITHFUL_YAW = math.radians(10.0)
 _LOST_YAW = math.radians(40.0)
 
 
-def landmark_weights(yaw: Float[Tensor, "*L"]) -> Float[Tensor, "*L 68"]:
+def landmark_weights(yaw: Float[Tensor, "*L"], heavy: str = "paper") -> Float[Tensor, "*L 68"]:
     """Return what each landmark counts in a view.
 
-    Nose and inner mouth count 20, all else 1 (paper). A jaw landmark is a fixed place on the face model, but
-    on the side that turns away, people and detectors put it on the visible outline, which is another place.
-    So the far side fades out, the more the farther from the chin: not at all up to 10 degrees of yaw, and the
-    point at the ear wholly at 40.
+    Nose and inner mouth count 20, all else 1 (paper; HEAVY names another choice). A jaw landmark is a fixed
+    place on the face model, but on the side that turns away, people and detectors put it on the visible
+    outline, which is another place. So the far side fades out, the more the farther from the chin: not at all
+    up to 10 degrees of yaw, and the point at the ear wholly at 40.
 
     Args:
         yaw: [*L] radians; negative when the nose points to the image's left.
+        heavy: which landmarks count 20, a key of HEAVY.
     """
     weights = yaw.new_ones(N_LANDMARKS)
-    weights[list(IMPORTANT)] = IMPORTANT_WEIGHT
+    weights[list(HEAVY[heavy])] = IMPORTANT_WEIGHT
     to_left = torch.linspace(-1.0, 1.0, _JAW, device=yaw.device, dtype=yaw.dtype)
     # yaw < 0 hides the subject's right side, the beginning of the jaw
     farness = (to_left * yaw.sign().unsqueeze(-1)).clamp_min(0.0)
@@ -141,6 +145,7 @@ def landmark_3d_loss(
     target: Float[Tensor, "*L K 3"],
     align_ids: Int[Tensor, " A"],
     with_scale: bool = True,
+    alignment: str = "umeyama",
 ) -> Float[Tensor, "*L"]:
     """Return the mean squared distance after the similarity that fits a few of the points best.
 
@@ -149,9 +154,23 @@ def landmark_3d_loss(
         target: [*L, K, 3] mm, in any frame.
         align_ids: [A] the points that decide the alignment.
         with_scale: align the size too; without it the points are in true mm, and size is learnt from them.
+        alignment: `umeyama`: the similarity of least squares. `rms`: that rotation, but the scale is the
+            ratio of the points' RMS sizes whatever with_scale says (a defect of the paper's released code,
+            kept for comparison): the more two faces differ, the more it makes the predicted one too large.
 
     Returns:
         [*L] mm^2, measured in the target's frame.
     """
-    similarity = umeyama(predicted[..., align_ids, :], target[..., align_ids, :], with_scale=with_scale)
+    source, aim = predicted[..., align_ids, :], target[..., align_ids, :]
+    similarity = _rms_alignment(source, aim) if alignment == "rms" else umeyama(source, aim, None, with_scale)
     return (similarity.apply(predicted) - target).square().sum(-1).mean(-1)
+
+
+def _rms_alignment(source: Float[Tensor, "*L A 3"], target: Float[Tensor, "*L A 3"]) -> Similarity:
+    source_mean, target_mean = source.mean(-2), target.mean(-2)
+    source_size = (source - source_mean.unsqueeze(-2)).square().sum((-2, -1))
+    target_size = (target - target_mean.unsqueeze(-2)).square().sum((-2, -1))
+    scale = (target_size / source_size.clamp_min(torch.finfo(source.dtype).tiny)).sqrt()
+    rotation = umeyama(source, target, with_scale=False).rotation
+    moved = scale.unsqueeze(-1) * (rotation @ source_mean.unsqueeze(-1)).squeeze(-1)
+    return Similarity(scale, rotation, target_mean - moved)

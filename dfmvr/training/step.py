@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dfmvr.losses.total import LossSettings, total_loss
-from dfmvr.reconstructor import Reconstructor
+from dfmvr.networks.parser import FaceParser
+from dfmvr.reconstructor import SHADINGS, Reconstructor
 from dfmvr.training.optim import clip_gradients
 from dfmvr.types import ViewBatch
 
@@ -39,6 +40,9 @@ class TrainingSettings:
     accumulate: int = 1
     """Batches of every worker that make one optimiser step, one after another: the gradient of a batch as
     many times as large, in the memory of one. Batch norm sees each batch by itself, though."""
+    shade_in_view: str = "own"
+    """Whose pose shades a view: its `own`, or the `last` view's for all of them (a defect of the paper's
+    released code, kept for comparison)."""
     precision: str = "fp32"
     """`bf16`: the network's forward pass in bfloat16 where that is safe (autocast), in half the memory.
     Weights, heads, face model, renderer and losses stay in float32."""
@@ -74,6 +78,10 @@ class TrainingSettings:
                 raise ValueError(f"training.{name}: expected 0 <= share < 1, got {getattr(self, name)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"training.precision: expected one of {PRECISIONS}, got {self.precision!r}")
+        if self.shade_in_view not in SHADINGS:
+            raise ValueError(
+                f"training.shade_in_view: expected one of {SHADINGS}, got {self.shade_in_view!r}"
+            )
         if self.cpus_per_worker < 0:
             raise ValueError(f"training.cpus_per_worker: expected >= 0, got {self.cpus_per_worker}")
         if self.max_failures < -1:
@@ -117,6 +125,7 @@ def train_step(
     losses: LossSettings,
     clip_norm: float,
     precision: str = "fp32",
+    parser: FaceParser | None = None,
 ) -> StepResult:
     """Predict, compare, and move the weights once, by the mean gradient of some batches of one size.
 
@@ -130,7 +139,7 @@ def train_step(
     for number, batch in enumerate(batches, start=1):
         with _sharing_gradients(reconstructor.network, number == len(batches)):
             prediction = reconstructor(batch, losses.needs_rendering, bf16=precision == "bf16")
-            loss, terms = total_loss(prediction, batch, reconstructor.face_model, losses)
+            loss, terms = total_loss(prediction, batch, reconstructor.face_model, losses, parser)
             (_poison_if_not_finite(loss) / len(batches)).backward()
         values.append({"": loss.detach(), **terms})
     norm = clip_gradients(reconstructor.network, clip_norm)

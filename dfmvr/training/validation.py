@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dfmvr.geometry.align import umeyama
 from dfmvr.losses.total import LossSettings, total_loss
+from dfmvr.networks.parser import FaceParser
 from dfmvr.reconstructor import Reconstructor
 from dfmvr.types import ViewBatch
 
@@ -32,7 +33,10 @@ class ValidationBatch:
 
 @torch.no_grad()
 def validation_sums(
-    reconstructor: Reconstructor, batches: Iterable[ValidationBatch], losses: LossSettings
+    reconstructor: Reconstructor,
+    batches: Iterable[ValidationBatch],
+    losses: LossSettings,
+    parser: FaceParser | None = None,
 ) -> Tensor:
     """Add up the figures of some batches; the network is left in training mode.
 
@@ -43,7 +47,7 @@ def validation_sums(
     reconstructor.network.eval()
     for batch in batches:
         prediction = reconstructor(batch.views)
-        loss, _ = total_loss(prediction, batch.views, reconstructor.face_model, losses)
+        loss, _ = total_loss(prediction, batch.views, reconstructor.face_model, losses, parser)
         n_samples = batch.views.images.shape[0]
         sums[:2] += torch.tensor([float(loss) * n_samples, n_samples], dtype=torch.float64)
         truth = batch.dense_vertices

@@ -21,6 +21,22 @@ SIZE = 112
 YAWS = (-0.6, 0.0, 0.6)
 
 
+def render_and_compare(
+    images: Tensor,
+    masks: Tensor | None,
+    vertices_camera: Tensor,
+    rotation: Tensor,
+    translation: Tensor,
+    intrinsics: Tensor,
+    triangles: Tensor,
+) -> ConsistencyTerms:
+    size = images.shape[-1]
+    drawn = ZBufferRenderer()(vertices_camera, triangles, vertices_camera, intrinsics, size)
+    return view_consistency(
+        images, masks, drawn, vertices_camera, rotation, translation, intrinsics, triangles
+    )
+
+
 class Face:
     """One textured face in three views, drawn from parameters that are known."""
 
@@ -53,7 +69,7 @@ class Face:
     ) -> ConsistencyTerms:
         vertices = self.vertices if vertices is None else vertices
         translation = self.translation if translation is None else translation
-        return view_consistency(
+        return render_and_compare(
             self.truth.image.movedim(-1, 2),
             self.truth.mask.long() if masks is None else masks,
             to_camera(vertices, self.rotation, translation),
@@ -61,7 +77,6 @@ class Face:
             translation,
             self.intrinsics,
             self.reconstructor.face_model.triangles,
-            self.reconstructor.renderer,
         )
 
 
@@ -166,9 +181,7 @@ def compare(images: Tensor, vertices: Tensor, triangles: Tensor, shift: float) -
     rotation = torch.eye(3).expand(1, 2, 3, 3).to(vertices)
     camera = to_camera(vertices.expand(1, 2, -1, 3), rotation, translation)
     intrinsics = INTRINSICS.expand(1, 2, 3, 3).to(vertices)
-    return view_consistency(
-        images.unsqueeze(0), None, camera, rotation, translation, intrinsics, triangles, ZBufferRenderer()
-    )
+    return render_and_compare(images.unsqueeze(0), None, camera, rotation, translation, intrinsics, triangles)
 
 
 @pytest.fixture
@@ -227,7 +240,7 @@ def test_gradients_against_finite_differences():
 
     def terms(vertices: Tensor, angles: Tensor, translation: Tensor) -> tuple[Tensor, Tensor]:
         rotation = euler_to_matrix(angles)
-        both = view_consistency(
+        both = render_and_compare(
             images,
             None,
             to_camera(vertices, rotation, translation),
@@ -235,7 +248,6 @@ def test_gradients_against_finite_differences():
             translation,
             intrinsics.expand(1, 2, 3, 3),
             SQUARE_TRIANGLES,
-            ZBufferRenderer(),
         )
         assert both.pixel.item() > 0
         assert both.depth.item() > 0
@@ -246,7 +258,7 @@ def test_gradients_against_finite_differences():
 
 def test_one_view_has_no_neighbour():
     with pytest.raises(ValueError, match=r"images: expected .* at least 2 views, got \[1, 1, 3, 8, 8\]"):
-        view_consistency(
+        render_and_compare(
             torch.zeros(1, 1, 3, 8, 8),
             None,
             square(300.0, 1000.0).expand(1, 1, 4, 3),
@@ -254,7 +266,6 @@ def test_one_view_has_no_neighbour():
             torch.zeros(1, 1, 3),
             INTRINSICS.expand(1, 1, 3, 3),
             SQUARE_TRIANGLES,
-            ZBufferRenderer(),
         )
 
 

@@ -34,7 +34,11 @@ REACHES = {
     "albedo_prior": {"albedo"},
     "light_colour": {"light"},
     "albedo_unevenness": {"albedo"},
+    "consistency_pixel": SHAPE | POSE,
+    "consistency_depth": SHAPE | POSE,
 }
+ALL = LossSettings(consistency_pixel=1.0, consistency_depth=1.0)
+RENDERED = {"photo", "mask", "consistency_pixel", "consistency_depth"}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,7 @@ def batch(reconstructor: Reconstructor) -> ViewBatch:
 
 
 def terms_of(reconstructor: Reconstructor, batch: ViewBatch, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    return loss_terms(draw(reconstructor, leaves), batch, reconstructor.face_model, LossSettings())
+    return loss_terms(draw(reconstructor, leaves), batch, reconstructor.face_model, ALL)
 
 
 def test_every_weight_is_a_term():
@@ -118,7 +122,7 @@ def test_every_view_and_sample_is_reached(reconstructor, batch):
     leaves = draw_leaves(seed=2)
     terms = terms_of(reconstructor, batch, leaves)
     for name, group in (
-        *((name, "translation") for name in ("photo", "mask", "landmarks_2d")),
+        *((name, "translation") for name in (*RENDERED, "landmarks_2d")),
         ("landmark_maps", "landmark_scores"),
     ):
         (gradient,) = torch.autograd.grad(terms[name], leaves[group], retain_graph=True)
@@ -160,15 +164,16 @@ def test_the_mask_loss_pulls_a_shifted_face_back(reconstructor, batch, shift_mm,
 def test_without_rendering_the_terms_that_look_at_pictures_are_left_out(reconstructor, batch):
     leaves = draw_leaves(seed=2)
     intrinsics = default_intrinsics(SIZE).expand(2, 3, 3, 3)
-    settings = LossSettings().without_rendering()
-    assert LossSettings().needs_rendering
+    settings = ALL.without_rendering()
     assert not settings.needs_rendering
+    for name in RENDERED:
+        assert dataclasses.replace(settings, **{name: 1.0}).needs_rendering
     blank = reconstructor.draw(as_params(leaves), intrinsics, SIZE, render=False)
     assert not blank.mask.any()
     assert not blank.image.any()
     _, terms = total_loss(blank, batch, reconstructor.face_model, settings)
-    _, full = total_loss(draw(reconstructor, leaves), batch, reconstructor.face_model, LossSettings())
-    assert set(full) - set(terms) == {"photo", "mask"}
+    _, full = total_loss(draw(reconstructor, leaves), batch, reconstructor.face_model, ALL)
+    assert set(full) - set(terms) == RENDERED
     torch.testing.assert_close(terms, {name: full[name] for name in terms})
 
 
@@ -188,13 +193,11 @@ def empty(batch: ViewBatch) -> ViewBatch:
 def test_a_batch_without_any_target_is_finite_and_leaves_only_the_priors(reconstructor, batch):
     leaves = draw_leaves(seed=2)
     prediction = draw(reconstructor, leaves)
-    loss, terms = total_loss(prediction, empty(batch), reconstructor.face_model, LossSettings())
+    loss, terms = total_loss(prediction, empty(batch), reconstructor.face_model, ALL)
     loss.backward()
     assert loss.isfinite()
     assert all(leaf.grad.isfinite().all() for leaf in leaves.values())
-    assert all(
-        terms[name] == 0 for name in ("photo", "mask", "landmarks_2d", "landmarks_3d", "landmark_maps")
-    )
+    assert all(terms[name] == 0 for name in (*RENDERED, "landmarks_2d", "landmarks_3d", "landmark_maps"))
 
 
 def test_a_face_outside_the_picture_is_finite(reconstructor, batch):
@@ -202,10 +205,10 @@ def test_a_face_outside_the_picture_is_finite(reconstructor, batch):
     leaves["translation"].data[..., 0] += 500.0
     prediction = draw(reconstructor, leaves)
     assert not prediction.mask.any()
-    loss, terms = total_loss(prediction, batch, reconstructor.face_model, LossSettings())
+    loss, terms = total_loss(prediction, batch, reconstructor.face_model, ALL)
     loss.backward()
     assert all(leaf.grad.isfinite().all() for leaf in leaves.values())
-    assert terms["photo"] == terms["mask"] == 0
+    assert all(terms[name] == 0 for name in RENDERED)
     assert (leaves["translation"].grad[..., 0] > 0).all()  # the landmarks call it back
 
 
@@ -230,7 +233,7 @@ def test_unknown_yaws_are_taken_from_the_prediction(reconstructor, batch):
     assert terms_of(reconstructor, frontal, leaves)["landmarks_2d"] > known
 
 
-@pytest.mark.parametrize("left_out", [field.name for field in dataclasses.fields(LossSettings)])
+@pytest.mark.parametrize("left_out", sorted(REACHES))
 def test_every_group_has_a_gradient_whatever_is_left_out(reconstructor, batch, left_out):
     """Distributed training waits for one from every parameter."""
     leaves = draw_leaves(seed=2)
@@ -250,6 +253,65 @@ def test_total_is_the_sum_of_the_weighted_terms(reconstructor, batch):
     torch.testing.assert_close(weighted["photo"], 2.0 * terms["photo"].detach())
     torch.testing.assert_close(loss.detach(), torch.stack(list(weighted.values())).sum())
     assert not any(term.requires_grad for term in weighted.values())
+
+
+# ---- views that were split into samples, each with a face of its own
+
+
+def split_leaves(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of the views one by one, as leaves; those of the face are repeated for each."""
+    of_views = ("light", "rotation", "translation", "landmark_scores")
+    split = {
+        name: value.flatten(0, 1).unsqueeze(1) if name in of_views else value.repeat_interleave(3, 0)
+        for name, value in leaves.items()
+    }
+    return {name: value.detach().clone().requires_grad_() for name, value in split.items()}
+
+
+def consistency_of(reconstructor: Reconstructor, batch: ViewBatch, leaves: dict[str, Tensor]) -> Tensor:
+    """The pixel term and the depth term."""
+    terms = terms_of(reconstructor, batch, leaves)
+    return torch.stack([terms["consistency_pixel"], terms["consistency_depth"]])
+
+
+def test_split_views_of_one_face_are_as_consistent_as_before_the_split(reconstructor, batch):
+    leaves = draw_leaves(seed=2)
+    together = consistency_of(reconstructor, batch, leaves)
+    apart = consistency_of(reconstructor, batch.split_views(), split_leaves(leaves))
+    torch.testing.assert_close(apart, together)
+    assert together[1] < 0.05  # all views share one face
+
+
+def test_split_views_are_compared_within_their_sample_and_in_their_order(reconstructor, batch):
+    split = batch.split_views()
+    leaves = split_leaves(draw_leaves(seed=1))
+    truth = consistency_of(reconstructor, split, leaves)
+    with torch.no_grad():
+        leaves["identity"][4] += 2.0  # the second sample's front view is another person
+    assert (consistency_of(reconstructor, split, leaves) > 1.05 * truth).all()
+    with torch.no_grad():
+        leaves["identity"][3:] = leaves["identity"][4]  # all of that sample's are
+    assert consistency_of(reconstructor, split, leaves)[1] < 1.5 * truth[1]
+
+
+def test_each_split_view_learns_its_face_and_pose_from_the_others(reconstructor, batch):
+    leaves = split_leaves(draw_leaves(seed=2))
+    with torch.no_grad():
+        leaves["identity"] += 0.3 * torch.randn(6, 80, generator=torch.Generator().manual_seed(0))
+    for term in consistency_of(reconstructor, batch.split_views(), leaves):
+        for group in ("identity", "rotation", "translation"):
+            (gradient,) = torch.autograd.grad(term, leaves[group], retain_graph=True)
+            assert gradient.isfinite().all()
+            assert (gradient.flatten(1).abs().amax(-1) > 0).all(), group
+
+
+def test_a_missing_view_and_a_front_view_alone_are_compared_with_nothing(reconstructor, batch):
+    present = torch.tensor([[True, True, True], [False, True, False]])
+    lacking = dataclasses.replace(batch, masks=batch.masks * present[..., None, None], view_present=present)
+    leaves = split_leaves(draw_leaves(seed=2))
+    consistency_of(reconstructor, lacking.split_views(), leaves).sum().backward()
+    reached = leaves["identity"].grad.abs().amax(-1) > 0
+    assert reached.tolist() == [True, True, True, False, False, False]
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])

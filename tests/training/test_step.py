@@ -58,8 +58,8 @@ def test_a_batch_that_is_not_finite_changes_nothing(
 def test_an_infinite_loss_with_finite_gradients_is_skipped_too(
     reconstructor: Reconstructor, batch: ViewBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def infinite(prediction, batch, face_model, settings):  # type: ignore[no-untyped-def]
-        return prediction.vertices.mean() + math.inf, {"photo": torch.tensor(math.inf)}
+    def infinite(*arguments):  # type: ignore[no-untyped-def]
+        return arguments[0].vertices.mean() + math.inf, {"photo": torch.tensor(math.inf)}
 
     monkeypatch.setattr("dfmvr.training.step.total_loss", infinite)
     optimiser = build_optimiser(reconstructor.network, OptimiserSettings())
@@ -123,8 +123,9 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(
 
 
 def part(batch: ViewBatch, rows: slice) -> ViewBatch:
-    changes = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return ViewBatch(**{name: None if value is None else value[rows] for name, value in changes.items()})
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    tensors = {name: value[rows] for name, value in fields.items() if isinstance(value, torch.Tensor)}
+    return dataclasses.replace(batch, **tensors, sample_ids=batch.sample_ids[rows])
 
 
 def test_one_bad_batch_skips_the_whole_step(reconstructor: Reconstructor, batch: ViewBatch) -> None:
