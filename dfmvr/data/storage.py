@@ -63,11 +63,12 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
     """Return the URIs of the files directly in a folder, sorted; none where there is no such folder."""
-    system, path = filesystem(uri)
-    with _named("list", uri):
-        infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    names = sorted(info.base_name for info in infos if info.type == fs.FileType.File)
-    return [join(uri, name) for name in names if name.endswith(suffix) and not name.startswith(".")]
+    return [file for file in _list(uri, fs.FileType.File) if file.endswith(suffix)]
+
+
+def list_folders(uri: str) -> list[str]:
+    """Return the URIs of the folders directly in a folder, sorted; none where there is no such folder."""
+    return _list(uri, fs.FileType.Directory)
 
 
 def exists(uri: str) -> bool:
@@ -77,16 +78,23 @@ def exists(uri: str) -> bool:
         return bool(system.get_file_info(path).type != fs.FileType.NotFound)
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: str, limit: int | None = None) -> bytes:
     """Return a file's content.
+
+    Args:
+        uri: of the file.
+        limit: bytes that it may hold; None allows any number.
 
     Raises:
         FileNotFoundError: there is no such file.
-        StorageError: it cannot be read.
+        StorageError: it cannot be read, or holds more.
     """
     system, path = filesystem(uri)
     with _named("read", uri), system.open_input_stream(path) as stream:
-        return bytes(stream.read())
+        data = bytes(stream.read() if limit is None else stream.read(limit + 1))
+    if limit is not None and len(data) > limit:
+        raise StorageError(f"cannot read {uri}: expected at most {limit} bytes, got more")
+    return data
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -125,6 +133,15 @@ def delete(uri: str) -> None:
     system, path = filesystem(uri)
     with _named("delete", uri):
         system.delete_file(path)
+
+
+def _list(uri: str, kind: fs.FileType) -> list[str]:
+    """Return what lies directly in a folder but hidden things, sorted."""
+    system, path = filesystem(uri)
+    with _named("list", uri):
+        infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    names = sorted(info.base_name for info in infos if info.type == kind)
+    return [join(uri, name) for name in names if not name.startswith(".")]
 
 
 @functools.cache

@@ -33,6 +33,16 @@ def test_files_are_listed_in_order_without_folders(folder: str) -> None:
     assert names == ["/a.parquet", "/b.parquet"]
     assert storage.read_bytes(storage.list_files(folder)[0]) == b"x"
     assert storage.list_files(storage.join(folder, "absent")) == []
+    assert storage.list_folders(folder) == [storage.join(folder, "below")]
+    assert storage.list_folders(storage.join(folder, "absent")) == []
+
+
+def test_more_bytes_than_allowed_are_refused(folder: str) -> None:
+    file = storage.join(folder, "big")
+    storage.write_bytes(file, b"12345")
+    assert storage.read_bytes(file, limit=5) == b"12345"
+    with pytest.raises(storage.StorageError, match=f"cannot read {file}: expected at most 4 bytes, got more"):
+        storage.read_bytes(file, limit=4)
 
 
 def test_a_missing_file_is_told_by_its_uri(folder: str) -> None:
