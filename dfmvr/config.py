@@ -12,22 +12,26 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from dfmvr.data.datasets.synthetic import SyntheticSettings
+from dfmvr.data.preprocess.settings import PreprocessSettings
 from dfmvr.data.settings import DataSettings
 from dfmvr.evaluation.settings import EvaluationSettings
 from dfmvr.losses.total import LossSettings
 from dfmvr.morphable.model import FaceModelSettings
+from dfmvr.networks.parser import ParserSettings
 from dfmvr.networks.settings import NetworkSettings
 from dfmvr.training.optim import OptimiserSettings
 from dfmvr.training.step import TrainingSettings
+
+Tree = TypeVar("Tree")
 
 
 class SettingsError(ValueError):
@@ -43,6 +47,7 @@ class Settings:
     seed: int = 0
     """Seed of data generation, initial weights, shuffling and augmentation."""
     data: DataSettings = field(default_factory=DataSettings)
+    preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
     face_model: FaceModelSettings = field(default_factory=FaceModelSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
@@ -50,6 +55,7 @@ class Settings:
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    parser: ParserSettings = field(default_factory=ParserSettings)
 
 
 def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -63,7 +69,16 @@ def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ())
         SettingsError: the file is missing or not YAML, a key does not exist (the near name is suggested), or
             a value has the wrong type or fails its room's validation.
     """
-    tree = _writable(OmegaConf.structured(Settings))
+    return load_tree(Settings, path, overrides)
+
+
+def load_tree(schema: type[Tree], path: str | Path | None, overrides: Sequence[str]) -> Tree:
+    """Compose another typed tree (a frozen dataclass) as `load_settings` composes `Settings`.
+
+    Raises:
+        SettingsError: as `load_settings`.
+    """
+    tree = _writable(OmegaConf.structured(schema))
     for layer, source in _file_layers(path):
         tree = _merge(tree, layer, source)
     for override in overrides:
@@ -71,7 +86,7 @@ def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ())
             raise SettingsError(f"override {override!r}: expected key=value")
         tree = _merge(tree, OmegaConf.from_dotlist([override]), f"override {override!r}")
     try:
-        return cast(Settings, OmegaConf.to_object(tree))
+        return cast(Tree, OmegaConf.to_object(tree))
     except (ValueError, TypeError, OmegaConfBaseException) as error:
         raise SettingsError(f"{path or 'settings'}: {_first_line(error)}") from error
 
@@ -97,6 +112,25 @@ def settings_from_dict(values: dict[str, Any]) -> Settings:
         return cast(Settings, OmegaConf.to_object(tree))
     except (ValueError, TypeError, OmegaConfBaseException) as error:
         raise SettingsError(f"settings: {_first_line(error)}") from error
+
+
+def with_changes(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Return the settings with other values.
+
+    Args:
+        settings: to start from.
+        changes: value, or mapping of values, by name; names may have dots (`losses.photo`).
+
+    Raises:
+        SettingsError: as `load_settings`.
+    """
+    tree = OmegaConf.create(settings_dict(settings))
+    for name, value in changes.items():
+        try:
+            OmegaConf.update(tree, name, value, merge=True)
+        except OmegaConfBaseException as error:
+            raise SettingsError(f"{name}: {_first_line(error)}") from error
+    return settings_from_dict(cast(dict[str, Any], OmegaConf.to_container(tree)))
 
 
 def config_hash(settings: Any) -> str:

@@ -136,7 +136,11 @@ class Predictor:
                 "name a model folder (after `make quickstart`: runs/quickstart/model)"
             )
         network, card = load_model(SHIPPED_MODEL if model_dir is None else model_dir)
-        return cls(network, card, MorphableModel.load(face_model_path, level=MESH_LEVEL), device)
+        face_model = MorphableModel.load(face_model_path, level=MESH_LEVEL)
+        try:
+            return cls(network, card, face_model, device)
+        except WeightsError as error:
+            raise WeightsError(f"{face_model_path or 'the face model of dfmvr'}: {error}") from error
 
     @property
     def image_size(self) -> int:

@@ -18,7 +18,10 @@ from dfmvr.networks.face_network import build_network
 from dfmvr.networks.settings import NetworkSettings
 from dfmvr.render.base import Renderer
 from dfmvr.render.zbuffer import ZBufferRenderer
-from dfmvr.types import REGION_NAMES, FaceParams, Mesh, Reconstruction, ViewBatch
+from dfmvr.types import REGION_NAMES, FaceParams, Mesh, Reconstruction, RenderOutput, ViewBatch
+
+SHADINGS = ("own", "last")
+"""Views in whose pose a view is shaded."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Prediction:
     params: FaceParams
     vertices: Tensor
     """[B, N, 3] mm, model space."""
+    vertices_camera: Tensor
+    """[B, V, N, 3] mm, camera space."""
     albedo: Tensor
     """[B, N, 3] linear."""
     landmarks_3d: Tensor
@@ -40,6 +45,10 @@ class Prediction:
     """[B, V, H, W, 10] interpolated one-hot region labels; zeros where nothing was drawn."""
     mask: Tensor
     """[B, V, H, W] bool: the face was drawn."""
+    drawn: RenderOutput | None
+    """Where each pixel lies on the face, [B, V, ...]; None if there was no rendering."""
+    shaded: Tensor | None
+    """[B, V, N, 3] linear colour in each view's light; None if there was no rendering."""
 
 
 class Reconstructor(nn.Module):
@@ -47,13 +56,27 @@ class Reconstructor(nn.Module):
 
     Only the network holds parameters; the face model's constants are non-persistent buffers, so that the
     module's state is the network's state.
+
+    Args:
+        network: a batch's pictures, masks and present views -> FaceParams.
+        face_model: decodes them.
+        renderer: draws what was decoded.
+        shade_in_view: `own`: each view is shaded in its own pose. `last`: all are in the last view's, as if
+            the head had not turned (a defect of the paper's released code, kept for comparison).
     """
 
-    def __init__(self, network: nn.Module, face_model: MorphableModel, renderer: Renderer) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        face_model: MorphableModel,
+        renderer: Renderer,
+        shade_in_view: str = "own",
+    ) -> None:
         super().__init__()
         self.network = network
         self.face_model = face_model
         self.renderer = renderer
+        self.shade_in_view = shade_in_view
         one_hot = nn.functional.one_hot(face_model.labels, len(REGION_NAMES)).float()
         self.register_buffer("region_attributes", one_hot, persistent=False)
         self.region_attributes: Tensor
@@ -85,38 +108,39 @@ class Reconstructor(nn.Module):
         vertices = model.vertices(params.identity, params.expression)
         albedo = model.albedo(params.albedo)
         camera = to_camera(vertices.unsqueeze(1), params.rotation, params.translation)
+        drawn = shaded = None
         if render:
-            image, regions, mask = self._render(vertices, albedo, camera, params, intrinsics, image_size)
+            shaded = self._shade(vertices, albedo, params)
+            drawn = self._render(shaded, camera, intrinsics, image_size)
+            image = linear_to_srgb(drawn.attributes[..., :3]) * drawn.mask.unsqueeze(-1)
+            regions, mask = drawn.attributes[..., 3:], drawn.mask
         else:
             image, regions, mask = _blank(vertices, (*camera.shape[:2], image_size, image_size))
         return Prediction(
             params=params,
             vertices=vertices,
+            vertices_camera=camera,
             albedo=albedo,
             landmarks_3d=vertices[:, model.landmarks_101],
             landmarks_2d=project(camera[:, :, model.landmarks_68], intrinsics),
             image=image,
             regions=regions,
             mask=mask,
+            drawn=drawn,
+            shaded=shaded,
         )
 
-    def _render(
-        self,
-        vertices: Tensor,
-        albedo: Tensor,
-        camera: Tensor,
-        params: FaceParams,
-        intrinsics: Tensor,
-        image_size: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return Prediction's image, regions and mask."""
-        triangles = self.face_model.triangles
-        normals = vertex_normals(vertices, triangles).unsqueeze(1) @ params.rotation.transpose(-1, -2)
-        radiance = shade(albedo.unsqueeze(1), normals, params.light)
-        regions = self.region_attributes.expand(*radiance.shape[:-1], -1)
-        output = self.renderer(camera, triangles, torch.cat([radiance, regions], -1), intrinsics, image_size)
-        image = linear_to_srgb(output.attributes[..., :3]) * output.mask.unsqueeze(-1)
-        return image, output.attributes[..., 3:], output.mask
+    def _shade(self, vertices: Tensor, albedo: Tensor, params: FaceParams) -> Tensor:
+        """Return the vertices' linear colours in every view, [B, V, N, 3]."""
+        rotation = params.rotation if self.shade_in_view == "own" else params.rotation[:, -1:]
+        normals = vertex_normals(vertices, self.face_model.triangles).unsqueeze(1) @ rotation.mT
+        return shade(albedo.unsqueeze(1), normals, params.light)
+
+    def _render(self, shaded: Tensor, camera: Tensor, intrinsics: Tensor, image_size: int) -> RenderOutput:
+        """Draw linear colour (three attributes) and the regions' one-hot labels."""
+        regions = self.region_attributes.expand(*shaded.shape[:-1], -1)
+        attributes = torch.cat([shaded, regions], -1)
+        return self.renderer(camera, self.face_model.triangles, attributes, intrinsics, image_size)
 
 
 def _blank(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,10 +149,12 @@ def _blank(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor
     return zero.expand(*shape, 3), zero.expand(*shape, len(REGION_NAMES)), zero.bool().expand(shape)
 
 
-def build_reconstructor(network: NetworkSettings, face_model: FaceModelSettings) -> Reconstructor:
+def build_reconstructor(
+    network: NetworkSettings, face_model: FaceModelSettings, shade_in_view: str = "own"
+) -> Reconstructor:
     """Build the model that the settings name; the network's weights come from torch's global random state."""
     model = MorphableModel.load(face_model.path or None, face_model.level)
-    return Reconstructor(build_network(network), model, ZBufferRenderer())
+    return Reconstructor(build_network(network), model, ZBufferRenderer(), shade_in_view)
 
 
 def reconstructions(

@@ -81,14 +81,23 @@ class ViewBatch(_Movable):
     sample_ids: tuple[str, ...] = ()
     view_present: Tensor | None = None
     """[B, V] bool: the picture exists; what is stored for other views means nothing. None: all of them do."""
+    views_of_sample: int = 1
+    """This many samples in a row are views of one face, in their order (split_views)."""
 
     @property
     def n_views(self) -> int:
         """Number of views V."""
         return self.images.shape[1]
 
+    def side_by_side(self, values: Tensor) -> Tensor:
+        """Undo split_views for [B, V, ...] of any kind: [B / S, S x V, ...], S = views_of_sample."""
+        return values.reshape(-1, self.views_of_sample * values.shape[1], *values.shape[2:])
+
     def split_views(self) -> ViewBatch:
-        """Return [B x V] samples of one view each, those of a sample side by side."""
+        """Return [B x V] samples of one view each, those of a sample side by side.
+
+        A view that does not exist becomes a sample without 3D landmarks; a sample's only view always exists.
+        """
         views = self.n_views
         changes: dict[str, Any] = {}
         for field in dataclasses.fields(self):
@@ -97,8 +106,12 @@ class ViewBatch(_Movable):
                 of_views = field.name not in ("landmarks_3d", "landmarks_3d_valid")
                 flat = value.flatten(0, 1).unsqueeze(1) if of_views else value.repeat_interleave(views, 0)
                 changes[field.name] = flat
+        if self.view_present is not None:
+            changes["landmarks_3d_valid"] &= changes["view_present"].squeeze(1)
+            changes["view_present"] = None
         ids = tuple(name for name in self.sample_ids for _ in range(views))
-        return dataclasses.replace(self, **changes, sample_ids=ids)
+        together = views * self.views_of_sample
+        return dataclasses.replace(self, **changes, sample_ids=ids, views_of_sample=together)
 
 
 @dataclass(frozen=True)

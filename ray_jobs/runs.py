@@ -22,6 +22,7 @@ from pyarrow import fs
 
 from dfmvr.config import Settings, dump_settings, load_settings
 from dfmvr.data import storage
+from dfmvr.networks.parser import SHIPPED
 from dfmvr.training.checkpoint import (
     MANIFEST_FILE,
     STATE_FILE,
@@ -204,9 +205,18 @@ def upload_folder(folder: Path, uri: str) -> None:
 
 
 def with_absolute_data(settings: Settings) -> Settings:
-    """Return the settings with the data set's local path made absolute: workers run in other folders."""
+    """Return the settings with local paths of data and parser made absolute: workers run in other folders."""
+    data, parser = settings.data, settings.parser
+
+    def absolute(place: str) -> str:
+        return place if place in ("", SHIPPED) else storage.absolute(place)
+
     return dataclasses.replace(
-        settings, data=dataclasses.replace(settings.data, uri=storage.absolute(settings.data.uri))
+        settings,
+        data=dataclasses.replace(data, uri=storage.absolute(data.uri)),
+        parser=dataclasses.replace(
+            parser, celebamask_hq=absolute(parser.celebamask_hq), weights=absolute(parser.weights)
+        ),
     )
 
 

@@ -29,6 +29,7 @@ from dfmvr.data.manifest import Manifest, read_manifest
 from dfmvr.data.settings import DataSettings
 from dfmvr.networks.face_network import build_network
 from dfmvr.networks.mulen_unet import SIZE_MULTIPLE
+from dfmvr.networks.parser import FaceParser
 from dfmvr.networks.weights import WEIGHTS_FILE, ModelCard, load_weights, save_model
 from dfmvr.training.checkpoint import TrainingState
 from dfmvr.training.step import TrainingSettings
@@ -62,6 +63,8 @@ EXAMPLES = """examples:
 """
 STOPPED = 130
 """Exit status after Ctrl-C, as shells have it."""
+OpenData = dict[str, Dataset | Callable[[], Dataset]]
+"""Split -> what opens it; called whenever the workers (re)start."""
 
 
 class TrainingFailedError(RuntimeError):
@@ -151,6 +154,8 @@ def check_data(settings: Settings) -> Manifest:
         ValueError: it does not fit the settings.
     """
     manifest = read_manifest(settings.data.uri)
+    if settings.losses.needs_parser:
+        FaceParser.load(settings.parser.weights)
     data, n_views = settings.data, settings.network.n_views
     if data.image_size % SIZE_MULTIPLE:
         raise ValueError(
@@ -211,12 +216,37 @@ def train(
         PreflightError: the cluster is too small.
         TrainingFailedError: training ended early, and not because of `stop`.
     """
+    fit(run, manifest.rows, train_on_worker, open_data, stop, watch)
+
+
+def fit(
+    run: Run,
+    rows: dict[str, int],
+    train_loop: Callable[[dict[str, Job]], None],
+    open_data: Callable[[Job], OpenData],
+    stop: threading.Event | None = None,
+    watch: Callable[[Event], None] = lambda event: None,
+) -> None:
+    """Run a training loop on every worker, and show what it tells.
+
+    Args:
+        run: new or resumed.
+        rows: of every split.
+        train_loop: what every worker runs.
+        open_data: returns what opens each split, whenever the workers (re)start.
+        stop: as in `train`.
+        watch: as in `train`.
+
+    Raises:
+        PreflightError: as `train`.
+        TrainingFailedError: as `train`.
+    """
     resources = ray.cluster_resources()
     scaling.preflight(run.settings.training, resources)
     write_settings(run)
     monitor = start_monitor()
-    job = Job(run, with_absolute_data(run.settings), monitor, manifest.rows)
-    fitting = Fitting(build_trainer(job, resources))
+    job = Job(run, with_absolute_data(run.settings), monitor, rows)
+    fitting = Fitting(build_trainer(job, resources, train_loop, open_data(job)))
     before = newest_state(run.checkpoints)
     print(f"run {run.id} in {run.uri}: {job.steps_per_epoch} steps an epoch, {job.total_steps} in all")
     asked = False
@@ -233,17 +263,16 @@ def train(
         raise TrainingFailedError(progress.fatal or f"training failed: {_root_cause(fitting.error)}")
 
 
-def build_trainer(job: Job, resources: dict[str, float]) -> TorchTrainer:
+def build_trainer(
+    job: Job, resources: dict[str, float], train_loop: Callable[[dict[str, Job]], None], datasets: OpenData
+) -> TorchTrainer:
     """Settings -> Ray Train: data, scaling, failures, checkpoints."""
     training = job.settings.training
     system, path = storage.filesystem(job.run.uri)
     return TorchTrainer(
-        train_on_worker,
+        train_loop,
         train_loop_config={"job": job},
-        datasets={  # called whenever the workers (re)start
-            "train": partial(open_training_data, job.settings, job.run.checkpoints),
-            "validation": partial(open_validation_data, job.settings.data),
-        },
+        datasets=datasets,
         dataset_config=ray.train.DataConfig(
             # Overrides the data sets' own options; which rows a worker gets must not depend on timing.
             execution_options=ExecutionOptions(preserve_order=True),
@@ -265,11 +294,24 @@ def build_trainer(job: Job, resources: dict[str, float]) -> TorchTrainer:
     )
 
 
+def open_data(job: Job) -> OpenData:
+    """Return what opens the splits of a set of faces."""
+    return {
+        "train": partial(open_training_data, job.settings, job.run.checkpoints),
+        "validation": partial(open_validation_data, job.settings.data),
+    }
+
+
 def open_training_data(settings: Settings, checkpoints: str) -> Dataset:
     """Open the training split so that its first pass is shuffled as the epoch to go on with."""
-    name, _ = newest_intact_checkpoint(checkpoints)  # the one that the workers will choose
-    epoch = checkpoint_state(checkpoints, name).epoch if name else 0
+    epoch = epoch_to_go_on_with(checkpoints)
     return training_dataset(settings.data, "train", seed=settings.seed, start_epoch=epoch)
+
+
+def epoch_to_go_on_with(checkpoints: str) -> int:
+    """Return the epoch of the checkpoint that the workers will choose; 0 where there is none."""
+    name, _ = newest_intact_checkpoint(checkpoints)
+    return checkpoint_state(checkpoints, name).epoch if name else 0
 
 
 def open_validation_data(settings: DataSettings) -> Dataset:

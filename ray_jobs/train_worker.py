@@ -27,10 +27,12 @@ import torch.distributed
 from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dfmvr.config import Settings, config_hash, settings_dict
 from dfmvr.data.rejects import Rejects, TooManyBadRows
+from dfmvr.networks.parser import FaceParser
 from dfmvr.networks.weights import WeightsError
 from dfmvr.reconstructor import Reconstructor, build_reconstructor
 from dfmvr.training.checkpoint import (
@@ -42,7 +44,7 @@ from dfmvr.training.checkpoint import (
 )
 from dfmvr.training.optim import build_optimiser, learning_rate_at, set_learning_rate
 from dfmvr.training.step import NonFiniteLossError, SkipCounter, StepResult, train_step
-from dfmvr.training.validation import SUMS, validation_means, validation_sums
+from dfmvr.training.validation import ValidationBatch, validation_means, validation_sums
 from dfmvr.types import ViewBatch
 from ray_jobs.monitor import Event, Post
 from ray_jobs.reading import iterate_batches, steps_per_epoch, validation_batches
@@ -84,7 +86,11 @@ class PeerFailedError(RuntimeError):
 
 def train_on_worker(config: dict[str, Job]) -> None:
     """Train the job in `config["job"]` to its end, or until somebody wants to stop (Ray Train calls this)."""
-    worker = Worker(config["job"])
+    work(Worker(config["job"]))
+
+
+def work(worker: Worker) -> None:
+    """Train to the end, or until somebody wants to stop, and tell what ends the run for good."""
     try:
         worker.restore()
         while worker.state.epoch < worker.settings.training.epochs:
@@ -110,15 +116,13 @@ class Worker:
         self.device = ray.train.torch.get_device()
         share_cores(context.get_local_world_size())
         torch.manual_seed(self.settings.seed)
-        self.reconstructor = build_reconstructor(self.settings.network, self.settings.face_model)
-        self.reconstructor.to(self.device).train()
-        self.network = self.reconstructor.network
+        face_model_hash = self.build()
         self.optimiser = build_optimiser(self.network, self.settings.optimiser)
         self.state = TrainingState(
             run_id=job.run.id,
             settings=settings_dict(job.run.settings),
             config_hash=config_hash(job.run.settings),
-            face_model_hash=self.reconstructor.face_model.hash,
+            face_model_hash=face_model_hash,
             seed=self.settings.seed,
             versions=library_versions(),
         )
@@ -134,6 +138,19 @@ class Worker:
             self.settings.data.batch_size * self.settings.training.accumulate * self.world_size
         )
         self.pace = Pace(self.samples_per_step)
+
+    def build(self) -> str:
+        """Make `network`, on the device, and what it is trained with; return the face model's hash."""
+        shade_in_view = self.settings.training.shade_in_view
+        self.reconstructor = build_reconstructor(
+            self.settings.network, self.settings.face_model, shade_in_view
+        )
+        self.reconstructor.to(self.device).train()
+        self.network: nn.Module = self.reconstructor.network
+        self.parser = None
+        if self.settings.losses.needs_parser:
+            self.parser = FaceParser.load(self.settings.parser.weights).to(self.device)
+        return self.reconstructor.face_model.hash
 
     def restore(self) -> None:
         """Go on from the newest intact checkpoint, and make ready to train together."""
@@ -152,13 +169,18 @@ class Worker:
             current = {name: getattr(self.state, name) for name in ("settings", "config_hash", "versions")}
             self.state = dataclasses.replace(saved, **current)
             self.skips.total = saved.skipped_steps
-        self.trained = self.reconstructor
         if self.world_size > 1:
             # The optimiser holds the same parameters as the wrapped network: wrapping does not replace them.
-            wrapped = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
-            self.trained = Reconstructor(wrapped, self.reconstructor.face_model, self.reconstructor.renderer)
+            self.use(DistributedDataParallel(self.network, gradient_as_bucket_view=True))
+        else:
+            self.use(self.network)
         origin = f"from {found['name']}" if found["name"] else "from the start"
         self.tell("start", {"pid": os.getpid()}, f"{self.world_size} workers train {origin}")
+
+    def use(self, network: nn.Module) -> None:
+        """Train through `network`, which may be `self.network` wrapped for several workers."""
+        plain = self.reconstructor
+        self.trained = Reconstructor(network, plain.face_model, plain.renderer, plain.shade_in_view)
 
     def train_epoch(self) -> bool:
         """Train from the current position to the end of the epoch.
@@ -235,13 +257,11 @@ class Worker:
             self.post.send(Event(kind, self.state.step, self.state.epoch, values or {}, message), now=now)
 
     def _step(self, batches: list[ViewBatch]) -> None:
-        step, total_steps, training = self.state.step, self.job.total_steps, self.settings.training
-        learning_rate = learning_rate_at(step, total_steps, self.settings.optimiser)
+        step = self.state.step
+        learning_rate = learning_rate_at(step, self.job.total_steps, self.settings.optimiser)
         set_learning_rate(self.optimiser, learning_rate)
         self.pace.mark_data()
-        losses = training.losses_at(step, total_steps, self.settings.losses)
-        clip_norm = self.settings.optimiser.clip_norm
-        result = train_step(self.trained, batches, self.optimiser, losses, clip_norm, training.precision)
+        result = self.optimise(batches)
         self.pace.mark_step()
         samples = self.state.samples_in_epoch + self.samples_per_step
         self.state = dataclasses.replace(self.state, step=step + 1, samples_in_epoch=samples)
@@ -249,6 +269,23 @@ class Worker:
             self.epoch_losses.append(result.loss)
         self._tell_step(result, learning_rate)
         self.skips.count(result, self.state.step)
+
+    def optimise(self, batches: list[ViewBatch]) -> StepResult:
+        """Move the weights once."""
+        training = self.settings.training
+        losses = training.losses_at(self.state.step, self.job.total_steps, self.settings.losses)
+        clip_norm = self.settings.optimiser.clip_norm
+        return train_step(
+            self.trained, batches, self.optimiser, losses, clip_norm, training.precision, self.parser
+        )
+
+    def validation_sums(self, batches: Iterator[ValidationBatch]) -> Tensor:
+        """Add up the validation figures of some batches, to be added over workers."""
+        return validation_sums(self.reconstructor, batches, self.settings.losses, self.parser)
+
+    def validation_means(self, sums: Tensor) -> dict[str, float]:
+        """Turn all workers' sums into figures by name, `val_loss` among them."""
+        return validation_means(sums)
 
     def _tell_step(self, result: StepResult, learning_rate: float) -> None:
         values = {"loss": result.loss, "gradient_norm": result.gradient_norm, "learning_rate": learning_rate}
@@ -277,9 +314,9 @@ class Worker:
             ray.train.get_dataset_shard("validation"), self.settings.data, self.rejects["validation"]
         )
         on_device = (batch.to(self.device) for batch in batches)
-        sums, error = torch.zeros(len(SUMS), dtype=torch.float64), None
+        sums, error = torch.empty(0), None
         try:
-            sums = validation_sums(self.reconstructor, on_device, self.settings.losses)
+            sums = self.validation_sums(on_device)
         except TooManyBadRows as raised:  # told to the others, who would wait for this worker's sums
             error = raised
         if any(self._agree(error is not None)):
@@ -287,7 +324,7 @@ class Worker:
         sums = sums.to(self.device)
         if self.world_size > 1:
             torch.distributed.all_reduce(sums)
-        return validation_means(sums)
+        return self.validation_means(sums)
 
     def _new_rejects(self, split: str) -> Rejects:
         uri = self.job.run.path("logs", f"rejects-{split}-rank{self.rank}.jsonl")

@@ -1,3 +1,5 @@
+import dataclasses
+
 import torch
 
 from dfmvr.types import FaceParams, Mesh, Reconstruction, ViewBatch
@@ -33,6 +35,9 @@ def test_views_split_into_samples_keep_their_own_and_share_the_face():
     )
     split = batch.split_views()
     assert split.n_views == 1
+    assert split.views_of_sample == split.split_views().views_of_sample == 3
+    assert torch.equal(split.side_by_side(split.images), batch.images)
+    assert torch.equal(batch.side_by_side(batch.images), batch.images)
     assert split.sample_ids == ("a", "a", "a", "b", "b", "b")
     for name in (
         "images",
@@ -47,3 +52,7 @@ def test_views_split_into_samples_keep_their_own_and_share_the_face():
     assert torch.equal(split.landmarks_3d[2], batch.landmarks_3d[0])
     assert split.landmarks_3d_valid.tolist() == [True] * 3 + [False] * 3
     assert split.view_present is None
+    lacking = dataclasses.replace(batch, view_present=torch.tensor([[False, True, True], [True] * 3]))
+    split = lacking.split_views()
+    assert split.view_present is None  # a sample without any view would mean nothing to a network
+    assert split.landmarks_3d_valid.tolist() == [False, True, True, False, False, False]

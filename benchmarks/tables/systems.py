@@ -39,6 +39,7 @@ SYSTEMS = (
     System("mgcnet", "MGCNet-style", "baseline/mgcnet"),
     System("ours", "ours: v6 with landmark maps", "ablation/ours", SEEDS),
     System("v6_single_view", "v6 for one to three views", "ablation/v6_single_view"),
+    System("v6_scaled", "v6, the size of 3D landmarks aligned too", "ablation/v6_scaled"),
     System("wrong_light", "one light, turned as the last view", "defect/wrong_light"),
     System("shaded_unevenness", "albedo's unevenness taken of shaded colour", "defect/shaded_unevenness"),
     System("rms_alignment", "3D landmarks aligned by a ratio of sizes", "defect/rms_alignment"),
@@ -47,7 +48,7 @@ SYSTEMS = (
 BY_NAME = {system.name: system for system in SYSTEMS}
 BASELINES = ("deep3d", "deep3d_3d", "confidence", "mgcnet")
 VARIANTS = ("v1", "v2", "v3", "v4", "v5", "v6")
-DEFECTS = ("wrong_light", "shaded_unevenness", "rms_alignment", "no_mask_gradient")
+DEFECTS = ("no_mask_gradient", "wrong_light", "shaded_unevenness", "v6_scaled", "rms_alignment")
 
 
 @dataclass(frozen=True)

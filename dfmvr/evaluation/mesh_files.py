@@ -12,9 +12,14 @@ import numpy as np
 from dfmvr.evaluation.distance import Floats, Ints
 
 MESH_ENDINGS = (".obj", ".ply", ".stl", ".glb", ".off")
+SCAN_ENDINGS = (*MESH_ENDINGS, ".bnt")
+"""Those of scans; see bnt.py for the last."""
 LANDMARK_ENDINGS = (".npy", ".txt", ".json")
 MILLIMETRES = {"um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0}
 """Length of each unit in mm."""
+SCAN_REGIONS = ("nose", "mouth", "forehead", "cheek")
+"""What a scan's labels 0-3 stand for; -1 is none of them."""
+LABEL_ENDING = ".regions.txt"
 
 
 class MeshFileError(ValueError):
@@ -32,6 +37,8 @@ class MarkedMesh:
     landmarks_7: Floats
     """[7, 3] mm: right eye's outer and inner corner, left eye's inner and outer corner, nose bottom, right
     and left corner of the mouth (iBUG 36, 39, 42, 45, 33, 48, 54; the subject's right)."""
+    regions: Ints | None = None
+    """[N] index into SCAN_REGIONS or -1, where labels lie beside the mesh."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +53,18 @@ class Pair:
 def pair_files(predictions: Path, scans: Path) -> tuple[list[Pair], list[str]]:
     """Find the meshes of two folders that have the same name but for the ending.
 
+    Bosphorus' scans (.bnt) may also lie in the folders of their subjects, one level below.
+
     Returns:
         The pairs, by name, and a line for each file that has no partner or more than one.
 
     Raises:
         MeshFileError: a folder does not exist or holds no mesh.
     """
-    found = {folder: _meshes_by_name(folder) for folder in (predictions, scans)}
+    predicted, scanned = _meshes_by_name(predictions, MESH_ENDINGS), _meshes_by_name(scans, SCAN_ENDINGS)
     pairs, problems = [], []
-    for name in sorted(set(found[predictions]) | set(found[scans])):
-        ours, theirs = (found[folder].get(name, []) for folder in (predictions, scans))
+    for name in sorted(set(predicted) | set(scanned)):
+        ours, theirs = predicted.get(name, []), scanned.get(name, [])
         if len(ours) == len(theirs) == 1:
             pairs.append(Pair(name, ours[0], theirs[0]))
             continue
@@ -66,6 +75,8 @@ def pair_files(predictions: Path, scans: Path) -> tuple[list[Pair], list[str]]:
 
 def read_marked_mesh(path: Path, unit: str = "mm") -> MarkedMesh:
     """Read a mesh, and the landmarks that lie beside it under its name (.npy, .txt or .json).
+
+    Labels of its regions may lie there too, as NAME.regions.txt: a number a vertex (SCAN_REGIONS).
 
     Args:
         path: a file with one of MESH_ENDINGS.
@@ -87,18 +98,19 @@ def read_marked_mesh(path: Path, unit: str = "mm") -> MarkedMesh:
     if not np.isfinite(vertices).all():
         raise MeshFileError(f"{path}: expected finite vertices, got NaN or infinity")
     factor = MILLIMETRES[unit]
-    return MarkedMesh(vertices * factor, triangles, _read_landmarks(path) * factor)
+    landmarks, regions = _read_landmarks(path) * factor, _read_regions(path, len(vertices))
+    return MarkedMesh(vertices * factor, triangles, landmarks, regions)
 
 
-def _meshes_by_name(folder: Path) -> dict[str, list[Path]]:
+def _meshes_by_name(folder: Path, endings: tuple[str, ...]) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise MeshFileError(f"{folder}: expected a folder of meshes, found none")
     meshes: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in MESH_ENDINGS:
+    for path in sorted([*folder.iterdir(), *folder.glob("*/*.bnt")]):
+        if path.suffix.lower() in endings:
             meshes.setdefault(path.stem, []).append(path)
     if not meshes:
-        raise MeshFileError(f"{folder}: expected meshes ({', '.join(MESH_ENDINGS)}), found none")
+        raise MeshFileError(f"{folder}: expected meshes ({', '.join(endings)}), found none")
     return meshes
 
 
@@ -123,3 +135,21 @@ def _read_landmarks(mesh: Path) -> Floats:
     if landmarks.shape != (7, 3) or not np.isfinite(landmarks).all():
         raise MeshFileError(f"{path}: expected finite landmarks [7, 3], got {list(landmarks.shape)}")
     return landmarks
+
+
+def _read_regions(mesh: Path, n_vertices: int) -> Ints | None:
+    """Read the labels [N] beside a mesh, if there are some."""
+    path = mesh.with_suffix(LABEL_ENDING)
+    if not path.is_file():
+        return None
+    allowed = range(-1, len(SCAN_REGIONS))
+    expected = f"{path}: expected a number from -1 to {len(SCAN_REGIONS) - 1} for each vertex"
+    try:
+        labels = np.array([int(word) for word in path.read_text().split()], np.int64)
+    except ValueError as error:
+        raise MeshFileError(f"{expected}, got {error}") from error
+    if len(labels) != n_vertices:
+        raise MeshFileError(f"{expected} of {n_vertices}, got {len(labels)}")
+    if not np.isin(labels, allowed).all():
+        raise MeshFileError(f"{expected}, got {labels.min()} to {labels.max()}")
+    return labels

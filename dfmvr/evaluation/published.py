@@ -143,12 +143,19 @@ def nose_tip(scan: MarkedMesh) -> Floats:
     return np.asarray(near[np.argmax(near @ forward)])
 
 
+def surface_shares(scan: MarkedMesh) -> Floats:
+    """Return [N] mm² around each vertex; a cloud's points count alike."""
+    if len(scan.triangles) == 0:
+        return np.ones(len(scan.vertices))
+    return np.asarray(vertex_areas(torch.from_numpy(scan.vertices), torch.from_numpy(scan.triangles)).numpy())
+
+
 def _register(
     scan: MarkedMesh, prediction: MarkedMesh, centre: Floats, radius: float, *, with_scale: bool
 ) -> _Fit:
     """Crop the scan to a ball, align on the landmarks, refine on the surfaces."""
     inside = np.linalg.norm(scan.vertices - centre, axis=1) < radius
-    points, areas = scan.vertices[inside], _areas(scan)[inside]
+    points, areas = scan.vertices[inside], surface_shares(scan)[inside]
     if not areas.any():
         raise ValueError(
             f"scan: expected surface within {radius:.0f} mm of {np.round(centre).tolist()}, got none of "
@@ -160,10 +167,3 @@ def _register(
     start = align_points(prediction.landmarks_7, scan.landmarks_7, with_scale=with_scale)
     evenly = points[even_subset(areas, REGISTERED_POINTS)]
     return _Fit(surface, points, refine(surface, evenly, start, with_scale=with_scale).transform)
-
-
-def _areas(scan: MarkedMesh) -> Floats:
-    """Return [N] mm² around each vertex; a cloud's points count alike."""
-    if len(scan.triangles) == 0:
-        return np.ones(len(scan.vertices))
-    return np.asarray(vertex_areas(torch.from_numpy(scan.vertices), torch.from_numpy(scan.triangles)).numpy())

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,15 +11,16 @@ from scipy.io import loadmat, savemat
 from dfmvr.cli import main
 from dfmvr.geometry.camera import default_intrinsics
 from dfmvr.lighting import linear_to_srgb
-from dfmvr.morphable.bfm import import_bfm, landmarks_101, region_labels
+from dfmvr.morphable.bfm import LICENCE, import_bfm, landmarks_101, region_labels
 from dfmvr.morphable.io import DEFAULT_MODEL, FIXED_MODEL_FORMAT, FaceFileError, read_face_file
 from dfmvr.morphable.landmarks import ALIGN_7_IN_68
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.networks.face_network import build_network
 from dfmvr.networks.settings import NetworkSettings
+from dfmvr.networks.weights import ModelCard, save_model
 from dfmvr.reconstructor import Reconstructor
 from dfmvr.render.zbuffer import ZBufferRenderer
-from dfmvr.types import REGION_NAMES, ViewBatch
+from dfmvr.types import REGION_NAMES, VIEW_NAMES, ViewBatch
 
 COLUMNS, ROWS = 41, 51
 OFFSET = np.array([3.0, -20.0, 40.0])
@@ -197,6 +199,27 @@ def test_reconstructor_forward_and_backward(model):
     assert gradients
     assert all(g.isfinite().all() for g in gradients)
     assert any(g.abs().max() > 0 for g in gradients)
+
+
+def test_a_model_trained_on_it_is_used_from_the_command_line(imported, tmp_path, capsys):
+    """Such as `dfmvr import-checkpoint` writes, but small."""
+    torch.manual_seed(0)
+    network = NetworkSettings(width=1 / 16, mask_input="scalar", shared_light=True)
+    card = ModelCard(network, 64, VIEW_NAMES, imported[1], 1, "test", 0, "", LICENCE)
+    save_model(tmp_path / "model", build_network(network), card)
+    cv2.imwrite(str(tmp_path / "crop.png"), np.full((64, 64, 3), 128, np.uint8))
+    out = tmp_path / "face.obj"
+    command = ["reconstruct", "--front", str(tmp_path / "crop.png"), "--out", str(out)]
+    command += ["--model", str(tmp_path / "model")]
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert f"the face model of dfmvr: the network was trained with face model {imported[1][:12]}" in told
+    assert not out.exists()
+    assert main([*command, "--face-model", str(imported[0])]) == 0
+    vertices = [line for line in out.read_text().splitlines() if line.startswith("v ")]
+    assert len(vertices) == COLUMNS * ROWS
+    main(["reconstruct", *command[1:-2], "--face-model", str(imported[0])])
+    assert f"{imported[0]}: the network was trained with" in capsys.readouterr().err
 
 
 def with_entry(array, value):
