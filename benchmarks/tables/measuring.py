@@ -142,9 +142,10 @@ class Measurements:
 
     def __init__(self, runs: Runs, settings: Settings, people: int | None) -> None:
         self.runs = runs
-        self.faces = faces_of_test(settings, people)
+        faces = faces_of_test(settings, people)
+        self._names = sorted(f"s{person:05d}-e{expression:02d}" for person, expression in faces)
         init_ray()
-        self._benches = Benches(settings, self.faces, cluster_cpus())
+        self._benches = Benches(settings, faces, cluster_cpus())
         self._bar = tqdm(unit=" measurements", desc="measure", dynamic_ncols=True)
 
     def __enter__(self) -> Measurements:
@@ -154,9 +155,10 @@ class Measurements:
         self._bar.close()
 
     def __call__(self, name: str, condition: Condition) -> list[Rows]:
-        """Return the rows of each trained seed of a system."""
+        """Return the rows of each trained seed of a system; but for ALL, of the first seed alone."""
         system = BY_NAME[name]
-        return [self._rows(system, seed, condition) for seed in self.runs.trained_seeds(system)]
+        seeds = self.runs.trained_seeds(system)
+        return [self._rows(system, seed, condition) for seed in (seeds if condition == ALL else seeds[:1])]
 
     def mean_face(self) -> Rows:
         """Return the rows of the mean face."""
@@ -166,6 +168,6 @@ class Measurements:
         self._bar.set_postfix_str(f"{system.name if system else 'mean face'}, {condition.name}")
         model = None if system is None else self.runs.model(system, seed)
         make = partial(self._benches.rows, model, condition)
-        rows = self.runs.rows(system, seed, condition, len(self.faces), make)
+        rows = self.runs.rows(system, seed, condition, self._names, make)
         self._bar.update()
         return rows

@@ -80,23 +80,28 @@ class Runs:
         return tuple(seed for seed in system.seeds if self.training(system, seed))
 
     def rows(
-        self, system: System | None, seed: int, condition: Condition, n_faces: int, make: Callable[[], Rows]
+        self,
+        system: System | None,
+        seed: int,
+        condition: Condition,
+        names: Sequence[str],
+        make: Callable[[], Rows],
     ) -> Rows:
-        """Return the stored rows of a run's measurement, or make and store them.
+        """Return the rows of a run's measurement by the samples' names: stored ones, else made and stored.
 
-        They are made anew when the weights or the number of faces have changed. No system: the mean face.
+        They are made anew when the weights have changed or a sample is missing. No system: the mean face.
         """
         training = {} if system is None else self.training(system, seed) or {}
-        key = {"weights": training.get("weights_hash"), "faces": n_faces}
+        weights = training.get("weights_hash")
         folder = self.root / ("tables-mean_face" if system is None else self.id(system, seed))
         file = folder / "tables" / f"{condition.name}.json"
         if file.is_file():
             stored = json.loads(file.read_text())
-            if stored["key"] == key:
-                return list(stored["rows"])
+            found = {row["sample_id"]: row for row in stored["rows"]}
+            if stored["weights"] == weights and set(names) <= set(found):
+                return [found[name] for name in names]
         rows = make()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps({"key": key, "rows": rows}).encode())
+        write_atomic(file, json.dumps({"weights": weights, "rows": rows}).encode())
         return rows
 
 

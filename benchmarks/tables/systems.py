@@ -34,8 +34,8 @@ SYSTEMS = (
     System("v5", "v5: no 3D landmarks", "ablation/v5"),
     System("v6", "v6: MulEn-Unet, RedNet-50, all", "ablation/v6", SEEDS),
     System("deep3d", "Deep3DFace-style", "baseline/deep3d"),
-    System("deep3d_3d", "Deep3DFace-style, with 3D landmarks", "baseline/deep3d_3d"),
-    System("confidence", "the same, confidence-weighted", "baseline/confidence"),
+    System("deep3d_3d", "Deep3DFace-style, with 3D landmarks", "baseline/deep3d_3d", SEEDS),
+    System("confidence", "the same, confidence-weighted", "baseline/confidence", SEEDS[:2]),
     System("mgcnet", "MGCNet-style", "baseline/mgcnet"),
     System("ours", "ours: v6 with landmark maps", "ablation/ours", SEEDS),
     System("v6_single_view", "v6 for one to three views", "ablation/v6_single_view"),
@@ -64,5 +64,6 @@ class Condition:
 
 ALL = Condition("all")
 ONE_VIEW = {name: Condition(name, (name,)) for name in ("left", "front", "right")}
-TURNED = tuple(Condition(f"left{angle}", left_angle=angle) for angle in ANGLES)
+TURNED = (*(Condition(f"left{angle}", left_angle=angle) for angle in ANGLES[:-1]), ALL)
+"""In the order of ANGLES; the benchmark's own is the last of them."""
 RANDOM = Condition("random", left_angle=0)

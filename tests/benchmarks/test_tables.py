@@ -125,13 +125,13 @@ def test_measurements_are_kept_until_the_weights_change(tmp_path: Path) -> None:
     assert runs.trained_seeds(system) == ()
     train("a")
     assert runs.trained_seeds(system) == (0,)
-    first = runs.rows(system, 0, ALL, 2, measure)
-    assert runs.rows(system, 0, ALL, 2, measure) == first
+    first = runs.rows(system, 0, ALL, ["x0", "x1"], measure)
+    assert runs.rows(system, 0, ALL, ["x1"], measure) == first[1:]
     assert len(made) == 1
-    runs.rows(system, 0, Condition("front", ("front",)), 2, measure)
-    runs.rows(system, 0, ALL, 3, measure)
+    runs.rows(system, 0, Condition("front", ("front",)), ["x0"], measure)
+    runs.rows(system, 0, ALL, ["x0", "x2"], measure)
     train("b")
-    runs.rows(system, 0, ALL, 3, measure)
+    runs.rows(system, 0, ALL, ["x0"], measure)
     assert len(made) == 4
 
 
