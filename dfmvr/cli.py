@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,29 +23,40 @@ VIEWS = {
     "right": "the subject's right side (the nose points to the picture's right)",
 }
 N_POINTS = 5
+FINDERS = ("auto", "dlib", "face_alignment")
+DEFAULT_OUT = ("face.glb", "face.obj")
+DEFAULT_OVERLAY = "face_overlay.png"
+BYSTANDER_SHARE = 0.5
+"""Further faces in a photograph are passers-by when smaller than this share of the largest one's side."""
 OVERLAY_TILE = 336
 """Side in pixels of one picture in an overlay."""
 USER_ERROR = 2
 
 RECONSTRUCT_EXAMPLES = """\
-The five points are pixels x,y of the photograph, from its top-left corner, in this order (right and left are
-the subject's): right eye, left eye, tip of the nose, right corner of the mouth, left corner of the mouth.
-Without points, a photograph must be a square crop of the size that the network was trained with.
+The face is found where dlib-bin is installed (pip install 'dfmvr[photos-dlib]'), or given by its points. The
+five points are pixels x,y of the photograph, from its top-left corner, in this order (right and left are the
+subject's): right eye, left eye, tip of the nose, right corner of the mouth, left corner of the mouth. A JSON
+file holds these five pairs, or 68 in iBUG's order. A square picture of the size that the network was trained
+with is taken as a crop.
 
 examples:
+  dfmvr reconstruct me.jpg
+  dfmvr reconstruct left.jpg front.jpg right.jpg --out face.glb --overlay overlay.png
   dfmvr reconstruct --front me.png --front-points 203,101,247,104,224,125,203,140,246,141 --out me.glb
   dfmvr reconstruct --left l.jpg --left-points 90,120,150,118,95,160,100,190,140,188 \\
                     --front f.jpg --front-points 80,118,150,118,115,160,90,195,140,195 \\
                     --right r.jpg --right-points 75,118,140,120,130,160,88,190,130,190 \\
                     --out face.glb face.ply --overlay overlay.png
+  dfmvr reconstruct --front crop.png --model df_mvr --face-model bfm.npz --out face.obj
 """
 
 
-PROTOCOL_NAMES = ("now", "now-metrical", "micc", "df-mvr", "df-mvr-legacy")
+PROTOCOL_NAMES = ("now", "now-metrical", "micc", "df-mvr", "df-mvr-legacy", "realy")
 EVALUATE_NOTES = """\
 A prediction and its scan have the same name but for the ending (.obj .ply .stl .glb .off). Beside each mesh
 lie its seven landmarks under the same name (.npy .txt .json, [7, 3] in the mesh's unit): right eye's outer
 and inner corner, left eye's inner and outer corner, bottom of the nose, right and left corner of the mouth.
+A scan may also be Bosphorus' .bnt with its .lm3, in the folder or in those of its subjects.
 
 protocols:
   now            NoW: median, mean, std over all scans' vertices; similarity registration
@@ -53,6 +64,9 @@ protocols:
   micc           Deep3DFaceRecon on MICC: point-to-plane RMSE per scan within 95 mm of the nose's tip
   df-mvr         DF-MVR: point-to-plane RMSE per scan on the front of the face
   df-mvr-legacy  what DF-MVR's released code computes and calls RMSE: the mean distance per scan
+  realy          like REALY: errors of nose, mouth, forehead and cheek, each aligned and warped by itself.
+                 The landmarks tell the regions, or NAME.regions.txt beside the scan: a number a vertex,
+                 0-3 in this order, or -1
 
 example:
   dfmvr evaluate --predictions out/ --scans scans/ --protocol now --out now.json
@@ -90,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_face_model(commands)
     _add_reconstruct(commands)
     _add_evaluate(commands)
+    _add_inspect(commands)
     _add_import_checkpoint(commands)
     return parser
 
@@ -129,22 +144,40 @@ def _add_reconstruct(commands: Any) -> None:
         epilog=RECONSTRUCT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "photographs", type=Path, nargs="*", metavar="IMAGE", help="the front view; or left, front and right"
+    )
     for view, meaning in VIEWS.items():
         parser.add_argument(f"--{view}", type=Path, metavar="IMAGE", help=f"photograph of {meaning}")
         parser.add_argument(
-            f"--{view}-points", type=parse_points, metavar="X1,Y1,...,X5,Y5", help="its five points"
+            f"--{view}-points", type=parse_points, metavar="X1,Y1,...", help="its points, or a .json file"
         )
     parser.add_argument(
-        "--out", type=Path, nargs="+", required=True, metavar="FILE", help="meshes to write: .glb, .obj, .ply"
+        "--landmarks",
+        choices=FINDERS,
+        default=FINDERS[0],
+        help="who finds the face in photographs without points (auto: dlib)",
     )
     parser.add_argument(
-        "--overlay", type=Path, metavar="PNG", help="draw the face over the photographs, to judge the fit"
+        "--out", type=Path, nargs="+", metavar="FILE", help=f"meshes to write ({' '.join(DEFAULT_OUT)})"
+    )
+    parser.add_argument(
+        "--overlay",
+        type=Path,
+        metavar="PNG",
+        help=f"draw the face over the photographs, to judge the fit (without --out: {DEFAULT_OVERLAY})",
     )
     parser.add_argument(
         "--model",
         type=Path,
         metavar="DIR",
         help="a trained model, such as runs/ID/model; default: the one shipped",
+    )
+    parser.add_argument(
+        "--face-model",
+        type=Path,
+        metavar="FILE",
+        help="the face model (.npz) that the model was trained with; default: the one shipped",
     )
     parser.set_defaults(run=run_reconstruct)
 
@@ -168,6 +201,26 @@ def _add_evaluate(commands: Any) -> None:
     parser.set_defaults(run=run_evaluate)
 
 
+def _add_inspect(commands: Any) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="say what a data set holds; draw some of it on one sheet",
+        description="Say what a data set holds; draw views, landmarks, masks and weight maps on one sheet.",
+        epilog="example: dfmvr inspect s3://bucket/faces --sheet sheet.png --split test",
+    )
+    parser.add_argument("uri", metavar="URI", help="its folder, local or s3://")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw samples here")
+    parser.add_argument("--split", default="train", help="that the drawn samples are of (train)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=8,
+        metavar="N",
+        help="samples that are read of each split, and drawn (8)",
+    )
+    parser.set_defaults(run=run_inspect)
+
+
 def _add_import_checkpoint(commands: Any) -> None:
     parser = commands.add_parser(
         "import-checkpoint",
@@ -188,9 +241,16 @@ def _add_import_checkpoint(commands: Any) -> None:
 
 
 def parse_points(text: str) -> NDArray[np.float64]:
-    """Parse `x1,y1,...,x5,y5` into [5, 2] pixels."""
+    """Parse `x1,y1,...,x5,y5` into [5, 2] pixels, or read a JSON file of [5, 2] or [68, 2]."""
     import numpy as np
 
+    if text.endswith(".json"):
+        from dfmvr.data.preprocess.landmark import parse_landmarks
+
+        try:
+            return parse_landmarks(Path(text).read_bytes(), text)
+        except (OSError, ValueError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError as error:
@@ -271,20 +331,23 @@ def run_reconstruct(options: argparse.Namespace) -> None:
     from dfmvr.export import check_mesh_path, export_mesh
     from dfmvr.predictor import Predictor
 
-    for path in options.out:
+    meshes = options.out or [Path(name) for name in DEFAULT_OUT]
+    overlay = options.overlay or (None if options.out else Path(DEFAULT_OVERLAY))
+    for path in meshes:
         check_mesh_path(path)
     photos = read_photos(options)
-    predictor = Predictor.load(options.model)
+    predictor = Predictor.load(options.model, options.face_model)
+    photos = find_faces(photos, predictor.image_size, options.landmarks)
     views = predictor.prepare(photos)
     face = predictor.reconstruct(views)
     for warning in face.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     facts = {"face_model": predictor.face_model.hash, "weights": predictor.weights_hash}
-    for path in options.out:
+    for path in meshes:
         print(export_mesh(face.mesh, path, name=path.stem, extras=facts))
-    if options.overlay:
-        write_overlay(options.overlay, photos, views, face, predictor)
-        print(options.overlay)
+    if overlay:
+        write_overlay(overlay, photos, views, face, predictor)
+        print(overlay)
 
 
 def read_photos(options: argparse.Namespace) -> dict[str, Photo]:
@@ -295,11 +358,21 @@ def read_photos(options: argparse.Namespace) -> dict[str, Photo]:
     """
     from dfmvr.predictor import Photo
 
+    paths = {view: getattr(options, view) for view in VIEWS if getattr(options, view) is not None}
+    if options.photographs:
+        names = {1: ["front"], len(VIEWS): list(VIEWS)}.get(len(options.photographs))
+        if paths or names is None:
+            raise UserError(
+                "expected one photograph (front) or three (left, front, right) without names, got "
+                f"{len(options.photographs)}{' and others with names' if paths else ''}; "
+                f"name them: {', '.join('--' + view for view in VIEWS)}"
+            )
+        paths = dict(zip(names, options.photographs, strict=True))
     photos = {}
     for view in VIEWS:
-        path, points = getattr(options, view), getattr(options, f"{view}_points")
-        if path is not None:
-            photos[view] = Photo(read_image(path), points)
+        points = getattr(options, f"{view}_points")
+        if view in paths:
+            photos[view] = Photo(read_image(paths[view]), points)
         elif points is not None:
             raise UserError(f"--{view}-points came without --{view}")
     if not photos:
@@ -307,21 +380,55 @@ def read_photos(options: argparse.Namespace) -> dict[str, Photo]:
     return photos
 
 
+def find_faces(photos: dict[str, Photo], image_size: int, backend: str) -> dict[str, Photo]:
+    """Find the face's 68 landmarks in photographs that come without points and are no crops.
+
+    Args:
+        photos: by view.
+        image_size: side of a crop in pixels.
+        backend: one of FINDERS.
+
+    Raises:
+        UserError: a photograph shows no face or several, or the backend is not installed.
+    """
+    import dataclasses
+
+    from dfmvr.data.preprocess.detect import PackageMissing, PictureRejected
+    from dfmvr.data.preprocess.landmark import build_finder
+
+    crop = (image_size, image_size)
+    wanted = [
+        view for view, photo in photos.items() if photo.points is None and photo.image.shape[:2] != crop
+    ]
+    if not wanted:
+        return photos
+    try:
+        finder = build_finder(backend, BYSTANDER_SHARE)
+    except PackageMissing as error:
+        raise UserError(
+            f"{wanted[0]} view: expected points (--{wanted[0]}-points), a crop of {image_size} x "
+            f"{image_size} px, or what finds the face: {error}"
+        ) from error
+    found = dict(photos)
+    for view, result in zip(wanted, finder([photos[view].image for view in wanted]), strict=True):
+        if isinstance(result, PictureRejected):
+            raise UserError(f"{view} view: {result.detail}")
+        found[view] = dataclasses.replace(photos[view], points=result.points)
+    return found
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read a picture as RGB [H, W, 3], turned as its EXIF data say.
 
     Raises:
-        UserError: it does not exist or is no picture.
+        UserError: it does not exist.
+        PictureError: it is no whole picture, or too large.
     """
-    import cv2
-    import numpy as np
+    from dfmvr.data.preprocess.read_picture import decode_picture
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
-    if decoded is None:
-        raise UserError(f"{path}: expected a picture (JPEG, PNG, ...), got something else")
-    return np.asarray(decoded[..., ::-1], np.uint8)
+    return decode_picture(path.read_bytes(), str(path))
 
 
 def write_overlay(
@@ -351,6 +458,35 @@ def write_overlay(
     write_atomic(path, data.tobytes())
 
 
+def run_inspect(options: argparse.Namespace) -> None:
+    """Say what a data set holds; draw some of its samples.
+
+    Raises:
+        UserError: a name or a number is wrong, or there is no sample to draw.
+    """
+    import cv2
+
+    from dfmvr.data.contact_sheet import describe, draw_sheet, read_part
+    from dfmvr.data.manifest import SPLITS
+    from dfmvr.data.settings import DataSettings
+    from dfmvr.files import write_atomic
+
+    if options.split not in SPLITS or options.samples < 1:
+        raise UserError(
+            f"expected --split out of {', '.join(SPLITS)} and --samples of at least 1, "
+            f"got {options.split} and {options.samples}"
+        )
+    parts = {split: read_part(options.uri, split, options.samples) for split in SPLITS}
+    print("\n".join(describe(options.uri, parts)))
+    if options.sheet:
+        samples = parts[options.split].samples
+        if not samples:
+            raise UserError(f"{options.uri}: expected samples in the split {options.split}, got none to draw")
+        sheet = draw_sheet(list(samples), DataSettings().weight_dilation)
+        write_atomic(options.sheet, cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
+        print(f"sheet       {options.sheet}")
+
+
 def run_evaluate(options: argparse.Namespace) -> None:
     """Measure every pair of meshes; print the protocol's numbers.
 
@@ -361,28 +497,44 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
+    from dfmvr.evaluation.bnt import read_scan
     from dfmvr.evaluation.mesh_files import pair_files, read_marked_mesh
-    from dfmvr.evaluation.published import measure_published, summarise
     from dfmvr.files import write_atomic
 
     pairs, problems = pair_files(options.predictions, options.scans)
+    measure, summarise = _measuring(options.protocol)
     measured = {}
     for pair in tqdm(pairs, unit="face", desc=options.protocol, dynamic_ncols=True):
         try:
-            scan = read_marked_mesh(pair.scan, options.scan_unit)
+            scan = read_scan(pair.scan, options.scan_unit)
             prediction = read_marked_mesh(pair.prediction, options.prediction_unit)
-            measured[pair.name] = measure_published(options.protocol, scan, prediction)
+            measured[pair.name] = measure(scan, prediction)
         except ValueError as error:
             problems.append(f"{pair.name}: {error}")
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     if not measured:
         raise UserError(f"expected at least one face to measure, got none of {len(problems)}")
-    numbers = summarise(options.protocol, list(measured.values()))
+    numbers = summarise(list(measured.values()))
     print(f"{options.protocol}, {len(measured)} faces ({len(problems)} left out)")
     for name, value in numbers.items():
-        print(f"{name:<22}{value:8.4f}")
+        if isinstance(value, dict):  # of one region
+            print(f"{name:<10}" + "".join(f"{key:>10} {number:7.4f}" for key, number in value.items()))
+        else:
+            print(f"{name:<22}{value:8.4f}")
     if options.out:
-        faces = {name: summarise(options.protocol, [distances]) for name, distances in measured.items()}
+        faces = {name: summarise([found]) for name, found in measured.items()}
         content = {"protocol": options.protocol, **numbers, "faces": faces, "left_out": problems}
         write_atomic(options.out, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _measuring(protocol: str) -> tuple[Callable[..., Any], Callable[..., dict[str, Any]]]:
+    """Return what measures (scan, prediction), and what makes numbers of such measurements."""
+    from functools import partial
+
+    from dfmvr.evaluation.published import measure_published, summarise
+    from dfmvr.evaluation.realy import measure_realy, summarise_realy
+
+    if protocol == "realy":
+        return measure_realy, summarise_realy
+    return partial(measure_published, protocol), partial(summarise, protocol)

@@ -12,6 +12,7 @@ import pytest
 from dfmvr.data.manifest import SPLITS, Manifest, shard_uri, write_manifest
 from dfmvr.data.sample import Sample, samples_to_parquet
 from dfmvr.data.storage import write_bytes
+from dfmvr.morphable.model import MorphableModel
 from dfmvr.types import VIEW_NAMES
 
 MakeSample = Callable[..., Sample]
@@ -86,7 +87,8 @@ def make_sample() -> MakeSample:
             fields["scan_vertices"] = rng.normal(0, 50, (40, 3)).astype(np.float32)
             fields["scan_triangles"] = np.arange(39, dtype=np.int32).reshape(13, 3)
             fields["scan_landmarks_7"] = rng.normal(0, 50, (7, 3)).astype(np.float32)
-            fields["dense_vertices"] = rng.normal(0, 50, (20, 3)).astype(np.float32)
+            mean_face = MorphableModel.load(level=1).mean_shape.numpy()
+            fields["dense_vertices"] = (mean_face + rng.normal(0, 1, mean_face.shape)).astype(np.float32)
         return Sample(**(fields | changes))  # type: ignore[arg-type]  # the keys are Sample's fields
 
     return make

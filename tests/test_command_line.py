@@ -1,20 +1,32 @@
 """The command line: its surface is frozen here, its errors are one line, its files can be read back."""
 
 import argparse
+import dataclasses
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from dfmvr import __version__
-from dfmvr.cli import build_parser, main, parse_points, read_image
+from dfmvr.cli import UserError, build_parser, find_faces, main, parse_points, read_image
+from dfmvr.data.contact_sheet import GAP, TILE
+from dfmvr.data.manifest import Manifest, shard_uri, write_manifest
+from dfmvr.data.sample import Sample, encode_sample, rows_to_parquet, samples_to_parquet
+from dfmvr.data.storage import write_bytes
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.networks.face_network import build_network
 from dfmvr.networks.settings import NetworkSettings
 from dfmvr.networks.weights import ModelCard, save_model
+from dfmvr.predictor import Photo
 from dfmvr.types import VIEW_NAMES
 
 POINTS = "203,101,247,104,224,125,203,140,246,141"
@@ -26,10 +38,11 @@ SURFACE = {
     ],
     "face-model": ["--help", "--path", "--sheet"],
     "face-model import": ["--help", "--out"],
+    "inspect": ["--help", "--samples", "--sheet", "--split"],
     "import-checkpoint": ["--face-model", "--help", "--out"],
     "reconstruct": [
-        *["--front", "--front-points", "--help", "--left", "--left-points", "--model", "--out", "--overlay"],
-        *["--right", "--right-points"],
+        *["--face-model", "--front", "--front-points", "--help", "--landmarks", "--left", "--left-points"],
+        *["--model", "--out", "--overlay", "--right", "--right-points"],
     ],
 }
 """Every command and its options; a change here is a change of the interface."""
@@ -71,7 +84,10 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from skimage.data import astronaut
 
     path = tmp_path_factory.mktemp("photo") / "astronaut.png"
-    cv2.imwrite(str(path), astronaut()[..., ::-1])
+    picture = astronaut()[..., ::-1]
+    cv2.imwrite(str(path), picture)
+    cv2.imwrite(str(path.with_name("pair.png")), np.concatenate([picture[:260, 100:350]] * 2, 1))
+    cv2.imwrite(str(path.with_name("sky.png")), np.full((200, 300, 3), 200, np.uint8))
     return path
 
 
@@ -117,6 +133,108 @@ def test_reconstruct_writes_every_file_and_warns_of_missing_views(
     assert plain[168, 168].max() < 250  # the face
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_reconstruct_finds_the_face_by_itself(
+    count: int,
+    model_dir: Path,
+    photograph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reconstruct", *[str(photograph)] * count, "--model", str(model_dir)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.split() == ["face.glb", "face.obj", "face_overlay.png"]
+    assert len(printed.err.splitlines()) == {1: 2, 3: 0}[count]
+    assert cv2.imread("face_overlay.png").shape == (count * 336, 3 * 336, 3)
+
+
+def test_found_points_are_those_that_a_person_would_give(photograph: Path):
+    photos = {"front": Photo(read_image(photograph)), "left": Photo(read_image(photograph), np.ones((5, 2)))}
+    found = find_faces(photos, 64, "dlib")
+    assert found["left"] is photos["left"]
+    nose = parse_points(POINTS)[2]
+    assert np.abs(found["front"].points[30] - nose).max() < 6
+    crop = {"front": Photo(np.zeros((64, 64, 3), np.uint8))}
+    assert find_faces(crop, 64, "dlib") is crop
+
+
+def test_without_a_backend_the_message_says_what_to_do(photograph: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "dlib", None)
+    with pytest.raises(
+        UserError,
+        match=r"front view: expected points \(--front-points\), a crop of 64 x 64 px, .*photos-dlib",
+    ):
+        find_faces({"front": Photo(read_image(photograph))}, 64, "auto")
+
+
+@pytest.mark.slow
+def test_a_photograph_takes_ten_seconds_with_the_shipped_weights(photograph: Path, tmp_path: Path):
+    program = "import sys; from dfmvr.cli import main; sys.exit(main())"
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-c", program, "reconstruct", str(photograph)], cwd=tmp_path, check=True, timeout=60
+    )
+    assert time.perf_counter() - started < 10
+    assert (tmp_path / "face.glb").is_file()
+
+
+def test_inspect_says_what_is_there_and_draws_it(
+    tmp_path: Path, make_sample: Callable[..., Sample], capsys: pytest.CaptureFixture[str]
+):
+    uri, sheet = str(tmp_path / "set"), tmp_path / "sheet.png"
+    samples = [make_sample(k) for k in range(4)]
+    samples[1] = dataclasses.replace(samples[1], landmarks_3d=None, masks=samples[1].masks * 0)
+    write_bytes(shard_uri(uri, "train", 0), samples_to_parquet(samples))
+    assert main(["inspect", uri, "--sheet", str(sheet), "--samples", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "incomplete, dataset.json is missing" in text
+    assert "first 2 samples: views left, front, right; sizes 32 x 32" in text
+    assert "landmarks_3d in 1, scan_vertices in 2" in text
+    assert "masks in 1" in text
+    assert "validation  no files" in text
+    drawn = cv2.imread(str(sheet))
+    assert drawn.shape == (2 * (TILE + GAP), 3 * (3 * TILE + GAP), 3)
+    maps = drawn[:TILE, 2 * TILE : 3 * TILE]
+    assert np.unique(maps).tolist() == [32, 128, 254]
+
+
+def test_inspect_tells_totals_rejects_and_bad_rows(
+    tmp_path: Path, make_sample: Callable[..., Sample], capsys: pytest.CaptureFixture[str]
+):
+    uri = str(tmp_path)
+    rows = [{"row": k, **encode_sample(make_sample(k))} for k in range(2)]
+    rows[1]["images"] = [b"broken"] * 3
+    write_bytes(shard_uri(uri, "test", 0), rows_to_parquet(rows))
+    counts = {"train": 0, "validation": 0, "test": 2}
+    write_manifest(
+        uri, Manifest({"dataset": "folder"}, "0" * 16, 32, list(VIEW_NAMES), counts, counts, counts)
+    )
+    pq.write_table(pa.table({"reason": ["no face", "blurred", "no face"]}), tmp_path / "rejects.parquet")
+    assert main(["inspect", uri]) == 0
+    text = capsys.readouterr().out
+    assert f"{uri}: folder, recipe {'0' * 16}" in text
+    assert "test        2 samples of 2 subjects in 2 files" in text
+    assert "row 1: images[left]: expected a JPEG" in text
+    assert "without a sample: no face 2, blurred 1" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: expected a data set with train/, validation/, test/"),
+        (["nowhere", "--split", "tests"], "expected --split out of train, validation, test"),
+        (["nowhere", "--samples", "0"], "--samples of at least 1"),
+    ],
+)
+def test_inspect_refuses_what_is_no_data_set(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["inspect", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_face_model_says_what_it_holds(capsys: pytest.CaptureFixture[str]):
     assert main(["face-model"]) == 0
     text = capsys.readouterr().out
@@ -138,7 +256,10 @@ def test_a_missing_face_model_is_one_line(tmp_path: Path, capsys: pytest.Capture
         (["--front", "no.png", "--out", "a.glb"], "no.png: no such file"),
         (["--front", "{photo}", "--out", "a.stl"], "a.stl: expected a name that ends in one of .glb"),
         (["--left-points", POINTS, "--out", "a.glb"], "--left-points came without --left"),
-        (["--front", "{photo}", "--out", "a.glb"], "front view: expected points"),
+        (["{photo}", "{photo}", "--out", "a.glb"], "expected one photograph (front) or three"),
+        (["{photo}", "--left", "{photo}", "--out", "a.glb"], "got 1 and others with names"),
+        (["{sky}", "--out", "a.glb"], "front view: expected one face, found none"),
+        (["{pair}", "--out", "a.glb"], "front view: expected one face, found 2"),
         (["--front", "{photo}", "--out", "a.glb", "--model", "nowhere"], "model.json: no such file"),
         (["--front", __file__, "--out", "a.glb"], "expected a picture"),
     ],
@@ -153,7 +274,8 @@ def test_errors_are_one_line_and_exit_with_2(
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.chdir(tmp_path)
-    filled = [argument.format(photo=photograph) for argument in arguments]
+    places = {name: str(photograph.with_name(f"{name}.png")) for name in ("sky", "pair")}
+    filled = [argument.format(photo=photograph, **places) for argument in arguments]
     if "--model" not in filled:
         filled += ["--model", str(model_dir)]
     assert main(["reconstruct", *filled]) == 2
@@ -171,6 +293,14 @@ def test_errors_are_one_line_and_exit_with_2(
 def test_points_are_checked(text: str, message: str):
     with pytest.raises(argparse.ArgumentTypeError, match=message):
         parse_points(text)
+
+
+def test_points_are_read_from_a_file(tmp_path: Path):
+    path = tmp_path / "points.json"
+    path.write_text(json.dumps(parse_points(POINTS).tolist()))
+    np.testing.assert_array_equal(parse_points(str(path)), parse_points(POINTS))
+    with pytest.raises(argparse.ArgumentTypeError, match=r"none\.json"):
+        parse_points(str(tmp_path / "none.json"))
 
 
 def test_points_are_pairs():

@@ -107,10 +107,10 @@ def test_the_share_of_blurred_samples(batch: ViewBatch) -> None:
 
 def many(batch: ViewBatch, count: int) -> ViewBatch:
     """The first sample, again and again."""
-    left_out = ("sample_ids", "view_present")
-    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(ViewBatch) if f.name not in left_out}
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(ViewBatch)}
+    tensors = {name: value for name, value in fields.items() if isinstance(value, torch.Tensor)}
     return ViewBatch(
-        **{name: value[:1].repeat(count, *[1] * (value.ndim - 1)) for name, value in fields.items()}
+        **{name: value[:1].repeat(count, *[1] * (value.ndim - 1)) for name, value in tensors.items()}
     )
 
 

@@ -13,6 +13,7 @@ from dfmvr.data import storage
 from dfmvr.data.rejects import Rejects, TooManyBadRows
 from dfmvr.data.sample import SCAN_COLUMNS, Sample, encode_sample, rows_to_parquet
 from dfmvr.data.settings import DataSettings
+from dfmvr.morphable.model import MorphableModel
 from dfmvr.types import ViewBatch
 from ray_jobs.reading import iterate_batches, steps_per_epoch, training_dataset, validation_batches
 
@@ -141,7 +142,7 @@ def test_validation_keeps_the_order_and_the_last_rows(small_dataset: Path) -> No
     ]
     assert [batch.views.images.shape[0] for batch in batches] == [5, 3]
     assert batches[1].dense_vertices is not None
-    assert batches[1].dense_vertices.shape == (3, 20, 3)
+    assert batches[1].dense_vertices.shape == (3, *MorphableModel.load(level=1).mean_shape.shape)
 
 
 def test_validation_without_truth(small_dataset: Path) -> None:

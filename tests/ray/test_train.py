@@ -241,7 +241,7 @@ def test_a_dry_run_tells_what_a_step_costs(
     (tmp_path / "c.yaml").write_text(dump_settings(tiny_settings(tmp_path / "no-data", tmp_path)))
     assert main(["--config", str(tmp_path / "c.yaml"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    for words in ("parameters, all", "GMAC", "step of 2 samples, cpu", "MiB", "GiB in bf16 (estimate:"):
+    for words in ("parameters, all", "GMAC", "step of 2 samples, cpu", "MiB", "GiB in bf16", "(estimate:"):
         assert words in printed
     assert not (tmp_path / "no-data").exists()
 

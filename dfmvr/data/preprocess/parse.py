@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from dfmvr.data.preprocess.settings import PreprocessSettings
-from dfmvr.networks.parser import SHIPPED, SHIPPED_FOLDER, FaceParser
+from dfmvr.networks.parser import SHIPPED, FaceParser
 from dfmvr.types import REGION_NAMES
 
 Array = NDArray[Any]
@@ -83,7 +83,7 @@ def resolve_parser(settings: PreprocessSettings) -> str:
     """Return which parser `auto` stands for here, or the one that is named."""
     if settings.parser != "auto":
         return settings.parser
-    return "bisenet" if settings.parser_weights or SHIPPED_FOLDER.is_dir() else "landmarks"
+    return "bisenet" if settings.parser_weights else "landmarks"
 
 
 class NetworkParser:

@@ -24,7 +24,7 @@ class PreprocessSettings:
     picture). auto takes those that a record brings, and dlib for the others."""
     parser: str = "auto"
     """Who draws the regions: bisenet, or landmarks (polygons through the 68 points). auto takes bisenet where
-    its weights came with the package."""
+    parser_weights names some: those of the package have learnt from renders, and are rough on photographs."""
     parser_weights: str = ""
     """Folder of bisenet's weights; empty means those that come with the package."""
     bystander_share: float = 0.5

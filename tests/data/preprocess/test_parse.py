@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from dfmvr.data.preprocess import parse
 from dfmvr.data.preprocess.parse import (
     CELEBAMASK_19,
     ExportedParser,
@@ -120,12 +119,7 @@ def test_wrong_weights_are_refused(tmp_path: Path, project_mean: ProjectMean) ->
         build_parser(PreprocessSettings(parser="bisenet", parser_weights=str(tmp_path)))
 
 
-def test_auto_takes_the_network_where_there_are_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parse, "SHIPPED_FOLDER", tmp_path / "none")
+def test_auto_takes_the_network_where_weights_are_named() -> None:
     assert resolve_parser(PreprocessSettings()) == "landmarks"
-    assert resolve_parser(PreprocessSettings(parser_weights="x")) == "bisenet"
-    monkeypatch.setattr(parse, "SHIPPED_FOLDER", tmp_path)
-    assert resolve_parser(PreprocessSettings()) == "bisenet"
-    assert resolve_parser(PreprocessSettings(parser="landmarks")) == "landmarks"
+    assert resolve_parser(PreprocessSettings(parser_weights="weights")) == "bisenet"
+    assert resolve_parser(PreprocessSettings(parser="bisenet")) == "bisenet"

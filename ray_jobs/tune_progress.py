@@ -1,0 +1,52 @@
+"""What a sweep prints while it runs: a line when a trial starts, after each of its epochs and at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from ray_jobs.tune_space import Point
+
+
+class SweepProgress(Callback):
+    """Prints lines; Ray Tune calls it.
+
+    Args:
+        count: trials of the whole sweep.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tell a trial's number and point."""
+        number = trials.index(trial) + 1
+        print(f"trial {number} of {self._count} ({trial.trial_id}): {describe(trial.config)}", flush=True)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Tell an epoch's figure."""
+        if "val_dense_mm" in result:
+            figure = f"{result['val_dense_mm']:.3f} mm"
+            print(f"  {trial.trial_id} epoch {result['epoch']}: {figure}", flush=True)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tell that a trial has ended."""
+        print(f"  {trial.trial_id} ended after epoch {trial.last_result.get('epoch', 0)}", flush=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tell that a trial has failed; the sweep goes on."""
+        print(f"  {trial.trial_id} failed, the sweep goes on", flush=True)
+
+
+def describe(point: Point) -> str:
+    """Return a point in a line."""
+    return "  ".join(f"{name} {short(value)}" for name, value in point.items())
+
+
+def short(value: object) -> str:
+    """Return a value with four digits that matter."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
