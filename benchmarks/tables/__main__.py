@@ -88,8 +88,10 @@ def write(
         "versions": versions(),
     }
     write_atomic(out / "tables.json", (json.dumps(content, indent=2) + "\n").encode())
+    notes = out / "tables_notes.md"  # written by hand: what the numbers say
     parts = [
         introduction(content, "python -m benchmarks.tables"),
+        *([notes.read_text()] if notes.is_file() else []),
         *map(to_markdown, tables),
         timing_table(times, content["machine"]),
     ]

@@ -37,7 +37,7 @@ PAPER_ANGLES = {
 }
 """Bosphorus, mm: left view at 10, 20, 30, 45 degrees, and at random (paper, Table 4)."""
 
-REFERENCES = {"v6_scaled": "as the paper says; to compare the next row with"}
+REFERENCES = {"v6_scaled": "as in the paper; what the next row is to be compared with"}
 """Rows among the defects that are none."""
 
 Measure = Callable[[str, Condition], list[Rows]]
