@@ -89,8 +89,9 @@ def write(
     }
     write_atomic(out / "tables.json", (json.dumps(content, indent=2) + "\n").encode())
     notes = out / "tables_notes.md"  # written by hand: what the numbers say
+    few = f" --people {options.people}" if options.people else ""
     parts = [
-        introduction(content, "python -m benchmarks.tables"),
+        introduction(content, f"python -m benchmarks.tables{few}"),
         *([notes.read_text()] if notes.is_file() else []),
         *map(to_markdown, tables),
         timing_table(times, content["machine"]),
