@@ -99,9 +99,10 @@ def make_tables(measure: Measure, mean_face: Measured) -> list[Table]:
                 *(row(name, note=REFERENCES.get(name, "")) for name in DEFECTS),
             ],
             remarks=(
-                "Each row is v6 with one habit of the released code put back, all of one seed. The ratio of sizes "
-                "aligns size as well: compare it with the row above it. The released code's own metric, the mean "
-                "distance that it calls RMSE, is `legacy_df_mvr_mm` in `tables.json`.",
+                "Each row is v6 with one habit of the released code put back, all of one seed. "
+                "The ratio of sizes aligns size as well: compare it with the row above it. "
+                "The released code's own metric, the mean distance that it calls RMSE, is "
+                "`legacy_df_mvr_mm` in `tables.json`.",
             ),
             with_paper=False,
         ),
