@@ -45,16 +45,34 @@ def export_mesh(
     """
     path = Path(path)
     check_mesh_path(path)
-    check_mesh(mesh)
-    match _ending(path):
-        case "glb":
-            data = _glb(mesh, name, dict(extras or {}))
-        case "obj":
-            data = _obj(mesh, name, dict(extras or {}))
-        case _:
-            data = _ply(mesh)
-    write_atomic(path, data)
+    write_atomic(path, encode_mesh(mesh, _ending(path), name, extras))
     return path
+
+
+def encode_mesh(
+    mesh: Mesh, kind: str, name: str = "face", extras: Mapping[str, str] | None = None
+) -> bytes:
+    """Return the bytes of a mesh file.
+
+    Args:
+        mesh: as `export_mesh` takes it.
+        kind: one of MESH_FORMATS.
+        name: as `export_mesh` takes it.
+        extras: as `export_mesh` takes it.
+
+    Raises:
+        ValueError: as `export_mesh`.
+    """
+    check_mesh(mesh)
+    match kind:
+        case "glb":
+            return _glb(mesh, name, dict(extras or {}))
+        case "obj":
+            return _obj(mesh, name, dict(extras or {}))
+        case "ply":
+            return _ply(mesh)
+        case _:
+            raise ValueError(f"kind: expected one of {', '.join(MESH_FORMATS)}, got {kind!r}")
 
 
 def check_mesh_path(path: Path) -> None:

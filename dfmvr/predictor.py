@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dfmvr.data.preprocess.crop import Crop, fit_crop, nominal_crop
+from dfmvr.data.preprocess.detect import PictureRejected
+from dfmvr.data.preprocess.landmark import LandmarkFinder
 from dfmvr.geometry.camera import default_intrinsics
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.networks.weights import ModelCard, WeightsError, load_model
@@ -38,6 +40,8 @@ NOMINAL_YAWS = MappingProxyType(dict(zip(VIEW_NAMES, np.radians([-45.0, 0.0, 45.
 """Radians: where the views of the training sets lie, give or take some ten degrees."""
 SWAPPED_YAW = np.radians(10.0)
 """A side view whose nose points this far to the wrong side is probably the other side's."""
+MAX_YAW = np.radians(75.0)
+"""Beyond this, one eye is hidden, and its points are guesses."""
 MAX_ENLARGEMENT = 2.0
 """A crop enlarged more than this shows a face too small to tell much."""
 
@@ -84,6 +88,14 @@ class PreparedViews:
     crops: tuple[Crop, ...]
     """[V] where each view lies in its photograph."""
     warnings: tuple[str, ...]
+
+
+class FaceNotFound(ValueError):
+    """A photograph shows no face, or more than one; `view` names it, `reason` and `detail` say why."""
+
+    def __init__(self, view: str, rejected: PictureRejected) -> None:
+        super().__init__(f"{view} view: {rejected.detail}")
+        self.view, self.reason, self.detail = view, rejected.reason, rejected.detail
 
 
 class Predictor:
@@ -168,6 +180,25 @@ class Predictor:
             ValueError: a photograph, its points or its mask cannot be used; the message names the view.
         """
         return self.reconstruct(self.prepare(photos))
+
+    def unlocated(self, photos: Mapping[str, Photo]) -> list[str]:
+        """Return the views whose photographs have no points and are no crops either."""
+        crop = (self.image_size, self.image_size)
+        return [name for name, p in photos.items() if p.points is None and p.image.shape[:2] != crop]
+
+    def locate(self, photos: Mapping[str, Photo], finder: LandmarkFinder) -> dict[str, Photo]:
+        """Give the `unlocated` photographs the 68 landmarks that `finder` finds.
+
+        Raises:
+            FaceNotFound: a photograph shows no face, or more than one.
+        """
+        wanted = self.unlocated(photos)
+        located = dict(photos)
+        for name, found in zip(wanted, finder([_as_bytes(photos[n].image) for n in wanted]), strict=True):
+            if isinstance(found, PictureRejected):
+                raise FaceNotFound(name, found)
+            located[name] = dataclasses.replace(photos[name], points=found.points)
+        return located
 
     def prepare(self, photos: Mapping[str, Photo]) -> PreparedViews:
         """Crop and mask photographs, and put them where the network expects them.
@@ -255,6 +286,8 @@ class Predictor:
         if nominal and crop.yaw * np.sign(nominal) < -SWAPPED_YAW:
             side = "right" if crop.yaw > 0 else "left"
             doubts.append(f"{name} view: the nose points to the image's {side}; are left and right swapped?")
+        if abs(crop.yaw) > MAX_YAW:
+            doubts.append(f"{name} view: face at {np.degrees(abs(crop.yaw)):.0f} degrees, one eye is hidden")
         if crop.scale > MAX_ENLARGEMENT:
             doubts.append(f"{name} view: the face is small and was enlarged {crop.scale:.1f} times")
         return doubts

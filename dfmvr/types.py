@@ -12,6 +12,7 @@ to the subject's left, y up, z out of the face. Camera space: x right, y down, z
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -88,6 +89,17 @@ class ViewBatch(_Movable):
     def n_views(self) -> int:
         """Number of views V."""
         return self.images.shape[1]
+
+    @staticmethod
+    def concatenate(batches: Sequence[ViewBatch]) -> ViewBatch:
+        """Return one batch of the samples of several, which have the same views and picture size."""
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(ViewBatch):
+            values = [getattr(batch, field.name) for batch in batches]
+            if isinstance(values[0], Tensor):
+                changes[field.name] = torch.cat(values)
+        ids = tuple(name for batch in batches for name in batch.sample_ids)
+        return dataclasses.replace(batches[0], **changes, sample_ids=ids)
 
     def side_by_side(self, values: Tensor) -> Tensor:
         """Undo split_views for [B, V, ...] of any kind: [B / S, S x V, ...], S = views_of_sample."""

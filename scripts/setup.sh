@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 venv=${1:?usage: scripts/setup.sh VENV}
 python=${PYTHON:-python3.11}
-extras=tune,eval,photos-dlib,dev
+extras=tune,eval,photos-dlib,page,dev
 
 fail() {
     printf 'setup: %s\n' "$@" >&2

@@ -1,0 +1,251 @@
+"""From a request's pictures to the bytes of its answer, without HTTP or Ray: a replica's work."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+
+from dfmvr.data import storage
+from dfmvr.data.preprocess.crop import five_points
+from dfmvr.data.preprocess.detect import PackageMissing
+from dfmvr.data.preprocess.landmark import LandmarkFinder, build_finder, check_finder
+from dfmvr.export import encode_mesh
+from dfmvr.geometry.rotation import matrix_to_euler
+from dfmvr.networks.weights import CARD_FILE, WEIGHTS_FILE, WeightsError
+from dfmvr.predictor import FaceNotFound, Photo, Predictor, PreparedViews
+from dfmvr.types import FRONT, Reconstruction, ViewBatch
+from serve import schemas
+from serve.problems import Problem
+from serve.settings import ServeSettings
+
+BYSTANDER_SHARE = 0.5
+"""Further faces in a picture are passers-by when smaller than this share of the largest one's side."""
+NO_FINDER = "off"
+WARM_UP_SEED = 0
+WARM_UP_SIDE = 300
+
+
+class Engine:
+    """The model of a replica, and everything around it that costs time.
+
+    Args:
+        settings: of the endpoint.
+
+    Raises:
+        WeightsError: the model is missing, damaged, or not the one that `model_hash` names.
+        PackageMissing: the finder that the settings name is not installed.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings = settings
+        self.predictor = _load_predictor(settings)
+        self.finder_name = _finder_name(settings.landmarks)
+        self._finders: SimpleQueue[LandmarkFinder] = SimpleQueue()  # each is used by one thread at a time
+        for _ in range(max(1, int(settings.cpus)) if self.finder_name != NO_FINDER else 0):
+            self._finders.put(build_finder(self.finder_name, BYSTANDER_SHARE, self.predictor.device))
+
+    def locate(self, photos: dict[str, Photo]) -> dict[str, Photo]:
+        """Find the faces of pictures that come without landmarks and are no crops.
+
+        Raises:
+            Problem: a picture shows no face or several, or nothing can find faces here.
+        """
+        unlocated = self.predictor.unlocated(photos)
+        if not unlocated:
+            return photos
+        if self.finder_name == NO_FINDER:
+            size = self.predictor.image_size
+            raise Problem(
+                422,
+                f"{unlocated[0]} view: expected landmarks, or a crop of {size} x {size} px: "
+                "faces are not looked for here",
+                unlocated[0],
+                "landmarks_missing",
+            )
+        finder = self._finders.get()
+        try:
+            return self.predictor.locate(photos, finder)
+        except FaceNotFound as error:
+            raise Problem(422, str(error), error.view, error.reason.replace(" ", "_")) from error
+        finally:
+            self._finders.put(finder)
+
+    def prepare(self, photos: dict[str, Photo]) -> PreparedViews:
+        """Crop the pictures as the network expects them.
+
+        Raises:
+            Problem: landmarks or a mask do not fit.
+        """
+        try:
+            return self.predictor.prepare(photos)
+        except ValueError as error:
+            view = str(error).partition(" view:")[0]
+            field = view if view in photos else ""
+            raise Problem(422, str(error), field, "unusable_view") from error
+
+    def predict(self, views: Sequence[PreparedViews]) -> list[Reconstruction]:
+        """Compute several faces at once."""
+        batch = ViewBatch.concatenate([item.batch for item in views])
+        return self.predictor.predict_batch(batch)
+
+    def mesh_file(self, face: Reconstruction, kind: str) -> bytes:
+        """Return the face as a mesh file (glb, obj or ply)."""
+        return encode_mesh(face.mesh, kind, extras=self.hashes)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Of weights and face model."""
+        return {
+            "weights_hash": self.predictor.weights_hash,
+            "face_model_hash": self.predictor.face_model.hash,
+        }
+
+    def answer(
+        self, face: Reconstruction, views: PreparedViews, timings: dict[str, float]
+    ) -> schemas.ReconstructionAnswer:
+        """Return the face as the JSON answer holds it; `timings` in seconds."""
+        params = face.params
+        angles = torch.rad2deg(matrix_to_euler(params.rotation)).tolist()
+        names = self.predictor.card.view_names
+        return schemas.ReconstructionAnswer(
+            coefficients=schemas.Coefficients(
+                identity=_numbers(params.identity),
+                expression=_numbers(params.expression),
+                albedo=_numbers(params.albedo),
+            ),
+            views=[
+                schemas.View(
+                    name=name,
+                    source=views.sources[v],
+                    pitch_degrees=angles[v][0],
+                    yaw_degrees=angles[v][1],
+                    roll_degrees=angles[v][2],
+                    rotation=_numbers(params.rotation[v]),
+                    translation_mm=_numbers(params.translation[v]),
+                    light=_numbers(params.light[v]),
+                    landmarks_2d=_numbers(
+                        views.crops[v].points_to_photo(face.landmarks_2d[v].cpu().double().numpy())
+                    ),
+                )
+                for v, name in enumerate(names)
+            ],
+            landmarks_3d=_numbers(face.landmarks_3d),
+            sizes=_sizes(face),
+            timings_ms={stage: round(1000 * seconds, 3) for stage, seconds in timings.items()},
+            warnings=list(views.warnings),
+            **self.hashes,
+        )
+
+    def describe(self, version: str, formats: Sequence[str]) -> schemas.ModelAnswer:
+        """Say what the endpoint computes with."""
+        card, face_model = self.predictor.card, self.predictor.face_model
+        return schemas.ModelAnswer(
+            licence=card.licence,
+            run_id=card.run_id,
+            step=card.step,
+            image_size=card.image_size,
+            views=list(card.view_names),
+            landmarks=self.finder_name,
+            vertices=len(face_model.mean_shape),
+            triangles=len(face_model.triangles),
+            expression_names=list(face_model.expression_names),
+            formats=list(formats),
+            version=version,
+            **self.hashes,
+        )
+
+    def check(self) -> None:
+        """Compute a face of noise.
+
+        Raises:
+            RuntimeError: the result is not finite.
+        """
+        size = self.predictor.image_size
+        noise = np.random.default_rng(WARM_UP_SEED).integers(0, 256, (size, size, 3), np.uint8)
+        photos = {name: Photo(noise) for name in self.predictor.card.view_names}
+        face = self.predict([self.prepare(photos)])[0]
+        if not bool(torch.isfinite(face.mesh.vertices).all()):
+            raise RuntimeError("the model computes vertices that are not finite")
+
+    def warm_up(self) -> None:
+        """Do once what the first request should not wait for.
+
+        Raises:
+            RuntimeError: as `check`.
+        """
+        self.check()
+        photo = Photo(np.zeros((WARM_UP_SIDE, WARM_UP_SIDE, 3), np.uint8))
+        with suppress(Problem):  # it shows no face
+            self.locate({FRONT: photo})
+
+
+def _load_predictor(settings: ServeSettings) -> Predictor:
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if settings.gpus and torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        model = _fetch(settings.model, [CARD_FILE, WEIGHTS_FILE], folder) if settings.model else None
+        face_model = None
+        if settings.face_model:
+            parent, _, name = settings.face_model.rpartition("/")
+            face_model = _fetch(parent or ".", [name], folder) / name
+        predictor = Predictor.load(model, face_model, device)
+    if settings.model_hash not in ("", predictor.weights_hash):
+        raise WeightsError(
+            f"model: expected weights of SHA-256 {settings.model_hash}, "
+            f"got {predictor.weights_hash} in {settings.model or 'the shipped model'}"
+        )
+    return predictor
+
+
+def _fetch(uri: str, names: Sequence[str], folder: str) -> Path:
+    """Copy files of a folder, local or s3://, into a local one."""
+    for name in names:
+        try:
+            (Path(folder) / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
+        except FileNotFoundError as error:
+            raise WeightsError(f"{storage.join(uri, name)}: no such file") from error
+    return Path(folder)
+
+
+def _finder_name(wanted: str) -> str:
+    """Return who finds faces; auto takes dlib where it is installed, and nobody elsewhere."""
+    if wanted == NO_FINDER:
+        return NO_FINDER
+    try:
+        check_finder(wanted)
+    except PackageMissing:
+        if wanted != "auto":
+            raise
+        return NO_FINDER
+    return "dlib" if wanted == "auto" else wanted
+
+
+def _numbers(values: Any) -> Any:
+    """Return nested lists of numbers, rounded to what float32 can tell apart."""
+    array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)
+    return np.round(array, 5).tolist()
+
+
+def _sizes(face: Reconstruction) -> schemas.Sizes:
+    points = face.landmarks_3d.cpu().double()
+    five = five_points(points)
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+        return round(float((a - b).norm()), 2)
+
+    extent = face.mesh.vertices.amax(0) - face.mesh.vertices.amin(0)
+    return schemas.Sizes(
+        eye_centres_mm=distance(five[0], five[1]),
+        eye_outer_corners_mm=distance(points[36], points[45]),
+        nose_length_mm=distance(points[27], points[30]),
+        mouth_width_mm=distance(points[48], points[54]),
+        face_width_mm=round(float(extent[0]), 2),
+    )
