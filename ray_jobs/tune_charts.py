@@ -19,7 +19,8 @@ def parallel_coordinates(dimensions: Sequence[Dimension], trials: Sequence[Trial
     known = [trial for trial in trials if trial.curve]
     if not known:
         return "<p>no trial has been validated</p>"
-    width, height, top, bottom = 1120, 300, 34, 262
+    width, height, top, bottom = 1120, 316, 50, 278
+    common = _common_prefix([dimension.name for dimension in dimensions])
     low, high = _span([trial.val_dense_mm for trial in known])
     gap = (width - 170) / len(dimensions)
     parts = []
@@ -30,7 +31,8 @@ def parallel_coordinates(dimensions: Sequence[Dimension], trials: Sequence[Trial
             if dimension.kind == "choice"
             else [(0.0, short(dimension.low)), (1.0, short(dimension.high))]
         )
-        parts += _axis(x, top, bottom, dimension.name, ends)
+        name = dimension.name.removeprefix(common)
+        parts += _axis(x, top, bottom, name, ends, raised=bool(index % 2))
     right = 60 + len(dimensions) * gap
     parts += _axis(right, top, bottom, "mm", [(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")])
     for trial in sorted(known, key=lambda trial: -trial.val_dense_mm):
@@ -95,10 +97,20 @@ def place(dimension: Dimension, value: Scalar) -> float:
     return (number - dimension.low) / (dimension.high - dimension.low)
 
 
-def _axis(x: float, top: float, bottom: float, name: str, ends: Sequence[tuple[float, str]]) -> list[str]:
+def _common_prefix(names: Sequence[str]) -> str:
+    """Return the part up to a dot that all names begin with; empty if there is none, or one name only."""
+    prefixes = {name.rpartition(".")[0] for name in names}
+    return f"{prefixes.pop()}." if len(names) > 1 and len(prefixes) == 1 and "" not in prefixes else ""
+
+
+def _axis(
+    x: float, top: float, bottom: float, name: str, ends: Sequence[tuple[float, str]], raised: bool = False
+) -> list[str]:
+    """Draw an upright axis; every other one's name is raised, so that long names do not meet."""
+    y = top - (32 if raised else 16)
     parts = [
         f'<line class="axis" x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{bottom}"/>',
-        f'<text class="strong" x="{x:.1f}" y="{top - 16}" text-anchor="middle">{escape(name)}</text>',
+        f'<text class="strong" x="{x:.1f}" y="{y}" text-anchor="middle">{escape(name)}</text>',
     ]
     for share, label in ends:
         y = bottom - (bottom - top) * share

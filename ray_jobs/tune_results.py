@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ray.tune import Result, ResultGrid
@@ -126,7 +127,9 @@ def summarise(sweep: Sweep, results: ResultGrid, count: int) -> Summary:
         results: Tune's.
         count: trials planned.
     """
-    trials = tuple(_row(sweep, index + 1, results[index]) for index in range(len(results)))
+    told = [results[index] for index in range(len(results))]
+    in_order = sorted(told, key=_first_word)  # Tune forgets the order when a sweep is resumed
+    trials = tuple(_row(sweep, number, result) for number, result in enumerate(in_order, 1))
     epochs = max(base.training.epochs for base in sweep.bases.values())
     summary = Summary(trials, count, epochs, sweep.tune.objectives)
     values, epoch, comparable = comparable_figures(trials)
@@ -180,6 +183,33 @@ def importance(dimension: Dimension, points: Sequence[Point], values: Sequence[f
     return float(math.sqrt(between / ((ranks - ranks.mean()) ** 2).sum()))
 
 
+def merged_curve(*histories: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, float], ...]:
+    """Return epochs and errors of several accounts of one trial; of an epoch, the later account counts."""
+    errors = {
+        int(entry["epoch"]): float(entry["val_dense_mm"])
+        for history in histories
+        for entry in history
+        if not math.isnan(entry.get("val_dense_mm", math.nan))
+    }
+    return tuple(sorted(errors.items()))
+
+
+def reported(result: Result) -> list[dict[str, Any]]:
+    """Return what a trial told Tune: the scheduler may end it before that epoch's checkpoint is there."""
+    table = result.metrics_dataframe
+    return [] if table is None or "epoch" not in table else table.to_dict("records")
+
+
+def _first_word(result: Result) -> float:
+    """Return when a trial first told Tune anything, in seconds; the end of time for one that never did."""
+    return min((entry["timestamp"] for entry in reported(result)), default=math.inf)
+
+
+def _told_seconds(metrics: Mapping[str, Any]) -> float:
+    """Return the seconds of training in the last start, by Tune's clock."""
+    return max(0.0, metrics.get("time_total_s", 0.0) - metrics.get("startup_seconds", 0.0))
+
+
 def _row(sweep: Sweep, number: int, result: Result) -> TrialRow:
     trial_id, metrics = Path(result.path).name, result.metrics or {}
     uri = sweep.path("trials", trial_id)
@@ -191,10 +221,10 @@ def _row(sweep: Sweep, number: int, result: Result) -> TrialRow:
         row = replace(
             row,
             status="finished" if state and state.epoch >= training.epochs else "unfinished",
-            curve=tuple((int(e["epoch"]), e["val_dense_mm"]) for e in history if "val_dense_mm" in e),
+            curve=merged_curve(history, reported(result)),
             step_ms=metrics.get("step_ms", math.nan),
             startup_seconds=metrics.get("startup_seconds", math.nan),
-            seconds=state.seconds if state else 0.0,
+            seconds=max(state.seconds if state else 0.0, _told_seconds(metrics)),
             cpus=claimed_cpus(training, sweep.tune.concurrent),
             gpus=float(training.workers if training.use_gpu else 0),
         )

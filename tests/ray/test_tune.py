@@ -29,9 +29,9 @@ from ray_jobs.runs import Run, newest_state
 from ray_jobs.scaling import PreflightError
 from ray_jobs.train import check_data
 from ray_jobs.tune import build_scheduler, main, parse
-from ray_jobs.tune_charts import place
+from ray_jobs.tune_charts import parallel_coordinates, place
 from ray_jobs.tune_report import terminal_table, write_results
-from ray_jobs.tune_results import Summary, TrialRow, comparable_figures, importance
+from ray_jobs.tune_results import Summary, TrialRow, comparable_figures, importance, merged_curve
 from ray_jobs.tune_settings import TuneSettings
 from ray_jobs.tune_space import Dimension
 from ray_jobs.tune_sweep import Sweep, open_sweep
@@ -55,6 +55,29 @@ def row(number: int, *mm: float, status: str = "finished", **fields: Any) -> Tri
 
 
 # What the parts decide: without Ray
+
+
+def test_an_epoch_that_the_scheduler_ended_before_its_checkpoint_is_kept():
+    checkpointed = [{"epoch": 1, "val_dense_mm": 3.0}, {"epoch": 2, "train_loss": 1.0}]
+    told = [
+        {"epoch": 1, "val_dense_mm": 3.0},
+        {"epoch": 2, "val_dense_mm": 2.5},
+        {"epoch": 3, "val_dense_mm": math.nan},
+    ]
+    assert merged_curve(checkpointed, told) == ((1, 3.0), (2, 2.5))
+    assert merged_curve([], told[:1]) == ((1, 3.0),)
+    assert merged_curve([], []) == ()
+
+
+def test_names_of_axes_do_not_meet():
+    names = ["losses.photo", "losses.landmarks_2d", "losses.landmarks_3d"]
+    dimensions = [Dimension(name, "log_uniform", 1.0, 100.0) for name in names]
+    trial = row(1, 3.0, point=dict.fromkeys(names, 10.0))
+    drawn = re.findall(
+        r'class="strong" x="([0-9.]+)" y="([0-9.]+)"[^>]*>([^<]+)<', parallel_coordinates(dimensions, [trial])
+    )
+    assert [name for _, _, name in drawn] == ["photo", "landmarks_2d", "landmarks_3d", "mm"]
+    assert drawn[0][1] != drawn[1][1]
 
 
 @pytest.mark.parametrize(
