@@ -49,9 +49,7 @@ def export_mesh(
     return path
 
 
-def encode_mesh(
-    mesh: Mesh, kind: str, name: str = "face", extras: Mapping[str, str] | None = None
-) -> bytes:
+def encode_mesh(mesh: Mesh, kind: str, name: str = "face", extras: Mapping[str, str] | None = None) -> bytes:
     """Return the bytes of a mesh file.
 
     Args:

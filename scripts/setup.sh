@@ -68,5 +68,8 @@ install_system_libraries
 # an interrupted venv has a python and no pip
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
 echo "setup: installing dfmvr[$extras] into $venv (a few minutes)"
-"$venv/bin/python" -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"
+install=("$venv/bin/python" -m pip install -qq --disable-pip-version-check --constraint constraints.txt)
+"${install[@]}" --editable ".[$extras]"
+# alone: it asks for opencv-python, which overwrites opencv-python-headless; all else it needs is there by now
+"${install[@]}" --no-deps face-alignment
 echo "setup: done"

@@ -125,22 +125,63 @@ class Endpoint:
         self.pool.shutdown(wait=False)
 
     async def answer(self, request: Request, route: str, work: Callable[[], Awaitable[Response]]) -> Response:
-        """Admit a request, do its work within the time limit, and count it."""
-        start = monotonic()
+        """Attempt a request's work; a problem becomes its response."""
         try:
-            response = await self._admitted(request, work)
+            return await self.attempt(route, owner_of(request), work)
+        except Problem as problem:
+            return problem.response()
+
+    async def attempt(self, route: str, owner: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Admit a request, do its work within the time limit, and count it.
+
+        Args:
+            route: under which it is counted.
+            owner: the name of the key that it came with; empty without keys.
+            work: what it asks for.
+
+        Raises:
+            Problem: it is refused, or its work failed; an unexpected error is logged, and says nothing here.
+        """
+        start, status = monotonic(), 0
+        try:
+            result = await self._admitted(owner, work)
+            status = 200
+            return result
         except Problem as problem:
             self.telemetry.rejects.labels(problem.reason).inc()
-            response = problem.response()
-        self.telemetry.requests.labels(route, str(response.status_code)).inc()
-        self.telemetry.latency.labels(route).observe(monotonic() - start)
-        return response
+            status = problem.status
+            raise
+        except Exception as error:  # noqa: BLE001  it must be counted like the others
+            status = 500
+            raise _unexpected(error) from None
+        finally:
+            if status:  # else the client has hung up
+                self.telemetry.requests.labels(route, str(status)).inc()
+                self.telemetry.latency.labels(route).observe(monotonic() - start)
 
     async def reconstruct(
         self, form: Mapping[str, bytes], kind: str
     ) -> tuple[Response, schemas.ReconstructionAnswer]:
         """Reconstruct one face; return it in a format, and as JSON's content."""
         timings: dict[str, float] = {}
+        face, views = await self.face(form, timings)
+        if kind == "json":
+            content = self.engine.answer(face, views, timings)
+            return _json(content), content
+        with self.telemetry.stage("write", timings):
+            data = await self.run(self.engine.mesh_file, face, kind)
+        content = self.engine.answer(face, views, timings)
+        headers = {"Content-Disposition": f'attachment; filename="face.{kind}"'}
+        return Response(data, headers=headers, media_type=MEDIA_TYPES[kind]), content
+
+    async def face(
+        self, form: Mapping[str, bytes], timings: dict[str, float]
+    ) -> tuple[Reconstruction, PreparedViews]:
+        """Reconstruct one face from the fields of a request; add each stage's seconds to `timings`.
+
+        Raises:
+            Problem: a field cannot be used.
+        """
         stage = self.telemetry.stage
         with stage("read", timings):
             photos = await self.run(read_photos, form, self.settings)
@@ -149,15 +190,7 @@ class Endpoint:
         with stage("prepare", timings):
             views = await self.run(self.engine.prepare, photos)
         with stage("predict", timings):
-            face = await self.compute(views)
-        if kind == "json":
-            content = self.engine.answer(face, views, timings)
-            return _json(content), content
-        with stage("write", timings):
-            data = await self.run(self.engine.mesh_file, face, kind)
-        content = self.engine.answer(face, views, timings)
-        headers = {"Content-Disposition": f'attachment; filename="face.{kind}"'}
-        return Response(data, headers=headers, media_type=MEDIA_TYPES[kind]), content
+            return await self.compute(views), views
 
     async def once(self, key: str, fingerprint: str, work: Callable[[], Awaitable[Response]]) -> Response:
         """Do work unless another request with this key has done it, or is doing it.
@@ -185,7 +218,7 @@ class Endpoint:
         finally:
             await asyncio.shield(self.ledger.settle(key, self.name, answer))
 
-    async def _admitted(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+    async def _admitted(self, owner: str, work: Callable[[], Awaitable[T]]) -> T:
         if self._under_way >= self.settings.queue:
             raise Problem(
                 503,
@@ -197,7 +230,7 @@ class Endpoint:
         self.telemetry.under_way.inc()
         try:
             async with asyncio.timeout(self.settings.time_limit_s):
-                await self._check_rate(request)
+                await self._check_rate(owner)
                 return await work()
         except TimeoutError:
             raise Problem(
@@ -209,8 +242,7 @@ class Endpoint:
             self._under_way -= 1
             self.telemetry.under_way.dec()
 
-    async def _check_rate(self, request: Request) -> None:
-        owner = owner_of(request)
+    async def _check_rate(self, owner: str) -> None:
         wait = await self.ledger.take_token(owner) if owner and self.settings.requests_per_minute else 0.0
         if wait > 0:
             limit = f"{self.settings.requests_per_minute:g} requests a minute"
@@ -379,7 +411,7 @@ def chosen_format(accept: str, offered: Mapping[str, str]) -> str:
             weight = 0.0
         if media and weight > 0:
             wishes.append((-weight, place, media))
-    if not wishes:
+    if not accept.strip():
         return default
     for _, _, media in sorted(wishes):
         if media in ("*/*", "application/*", PROBLEM_TYPE):
@@ -415,6 +447,11 @@ async def _handle_http(_: Request, error: Exception) -> Response:
 
 
 async def _handle_unexpected(_: Request, error: Exception) -> Response:
-    """Answer what should not have happened; the client learns nothing of it, the log does."""
+    """Answer what should not have happened."""
+    return _unexpected(error).response()
+
+
+def _unexpected(error: Exception) -> Problem:
+    """Log what should not have happened; the client learns nothing of it."""
     _LOG.error("request failed", exc_info=error)
-    return Problem(500, "the server made a mistake; it has been logged", reason="internal").response()
+    return Problem(500, "the server made a mistake; it has been logged", reason="internal")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,6 +26,7 @@ from serve.telemetry import Snapshot
 WAITING_FACTOR = 8
 """Ray hands a replica up to this many times its queue; the replica tells the excess that it is busy."""
 DRAIN_S = 60.0
+SWITCH_INTERVAL_S = 0.0002
 HEALTH_PERIOD_S = 10.0
 _LOG = logging.getLogger("serve.app")
 
@@ -136,6 +138,7 @@ class Reconstructions:
 
     def __init__(self, settings: ServeSettings, ledger: DeploymentHandle) -> None:
         torch.set_num_threads(max(1, int(settings.cpus)))
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._settings = settings
         self._ring = _key_ring(settings)
         self._engine = Engine(settings)
@@ -179,7 +182,7 @@ def _key_ring(settings: ServeSettings) -> KeyRing | None:
     if not len(ring):
         raise KeysError(
             f"Serve listens on {host or 'an unknown address'}: expected keys (keys_file, or DFMVR_SERVE_KEYS)"
-            ", got none; python -m serve.keys new NAME makes one, keys=off lets everybody in"
+            ", got none; python -m serve.keys new NAME makes one, keys=none lets everybody in"
         )
     return ring
 

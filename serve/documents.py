@@ -6,7 +6,7 @@ from typing import Any
 
 from dfmvr.types import VIEW_NAMES
 from serve import schemas
-from serve.problems import PROBLEM_TYPE, TITLES
+from serve.problems import PROBLEM_TYPE, TITLES, Problem
 from serve.uploads import FIELDS, LANDMARKS, MASKS
 
 DESCRIPTION = """3D faces from one to three photographs.
@@ -32,12 +32,45 @@ _LANDMARKS_HELP = (
 )
 
 
+_EXAMPLES = (
+    Problem(400, "body: expected multipart/form-data, got: a body without its end", reason="bad_multipart"),
+    Problem(401, "expected a key (Authorization: Bearer KEY), got none", "Authorization", "unauthorised"),
+    Problem(406, "Accept: expected one of application/json, ..., got text/html", "Accept", "not_acceptable"),
+    Problem(408, "expected the body within 20 s, got 31,000 bytes", reason="slow_body"),
+    Problem(413, "expected a body of at most 40,000,000 bytes, got 52,428,800", reason="body_too_large"),
+    Problem(413, "front: expected at most 50 megapixels, got 9000 x 9000", "front", "too_many_pixels"),
+    Problem(
+        415,
+        "front: expected a picture (JPEG, PNG, WEBP, TIFF, BMP), got something else",
+        "front",
+        "not_a_picture",
+    ),
+    Problem(422, "expected the front view, got left, right", "front", "missing_front_view"),
+    Problem(422, "front view: expected one face, found none", "front", "no_face"),
+    Problem(422, "front view: expected one face, found 2", "front", "several_faces"),
+    Problem(429, "expected at most 60 requests a minute, got more", reason="rate_limit"),
+    Problem(500, "the server made a mistake; it has been logged", reason="internal"),
+    Problem(
+        503,
+        "32 requests are under way, as many as this replica takes; try again",
+        reason="queue_full",
+    ),
+    Problem(504, "expected an answer within 30 s, got none", reason="time_limit"),
+)
+_RETRY_AFTER = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer"}}}
+_WAITING = (429, 503)
+
+
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     schema = schemas.ProblemBody.model_json_schema()
-    return {
-        status: {"description": TITLES[status], "content": {PROBLEM_TYPE: {"schema": schema}}}
-        for status in statuses
-    }
+
+    def answer(status: int) -> dict[str, Any]:
+        examples = {p.reason: {"value": p.body()} for p in _EXAMPLES if p.status == status}
+        content = {PROBLEM_TYPE: {"schema": schema, "examples": examples}}
+        headers = {"headers": _RETRY_AFTER} if status in _WAITING else {}
+        return {"description": TITLES[status], "content": content, **headers}
+
+    return {status: answer(status) for status in statuses}
 
 
 def _field_schema(name: str) -> dict[str, Any]:

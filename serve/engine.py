@@ -27,7 +27,7 @@ from serve.settings import ServeSettings
 
 BYSTANDER_SHARE = 0.5
 """Further faces in a picture are passers-by when smaller than this share of the largest one's side."""
-NO_FINDER = "off"
+NO_FINDER = "none"
 WARM_UP_SEED = 0
 WARM_UP_SIDE = 300
 

@@ -53,7 +53,7 @@ class KeyRing:
         """Read the keys of a file (none if empty) and of the environment.
 
         Raises:
-            KeysError: the file does not exist, or a line is none.
+            KeysError: the file does not exist, a line is none, or a name comes twice.
         """
         lines = [
             (VARIABLE, number, line) for number, line in enumerate(os.environ.get(VARIABLE, "").split(), 1)
@@ -63,6 +63,8 @@ class KeyRing:
                 content = Path(path).read_text().splitlines()
             except OSError as error:
                 raise KeysError(f"keys_file: {path}: {error.strerror}") from error
+            except UnicodeDecodeError as error:
+                raise KeysError(f"keys_file: {path}: expected text, got something else") from error
             lines += [(path, number, line.strip()) for number, line in enumerate(content, 1)]
         return cls(dict(_parse(lines)))
 
@@ -108,7 +110,7 @@ def keys_wanted(mode: str, host: str | None) -> bool:
     """Say whether requests need a key.
 
     Args:
-        mode: auto, required or off.
+        mode: auto, required or none.
         host: the address that Serve listens on; None where it is not known.
     """
     if mode != "auto":
@@ -125,12 +127,16 @@ def is_loopback(host: str | None) -> bool:
 
 
 def _parse(lines: Iterable[tuple[str, int, str]]) -> Iterable[tuple[str, str]]:
+    seen = set()
     for source, number, line in lines:
         if not line or line.startswith("#"):
             continue
         match = _LINE.fullmatch(line)
         if match is None:  # the line is not shown: it may be a key
             raise KeysError(f"{source}, line {number}: expected NAME:SHA-256 (python -m serve.keys new NAME)")
+        if match[1] in seen:
+            raise KeysError(f"{source}, line {number}: expected each name once, got {match[1]} again")
+        seen.add(match[1])
         yield match[1], match[2]
 
 

@@ -18,6 +18,8 @@ from serve.telemetry import FORGOTTEN, Snapshot, add, exposition, without_gauges
 BEAT_S = 1.0
 LEASE_S = 4.0
 """A replica that has not beaten for this long is taken for dead."""
+FORGET_S = 3600.0
+"""What a replica has counted is kept apart for so long after its last beat: it may only have been busy."""
 POLL_S = 0.2
 
 
@@ -132,11 +134,14 @@ class Book:
 
     def beat(self, owner: str, counts: Snapshot) -> None:
         """Note that a replica lives, and what it has counted."""
-        self._beats[owner], self._counts[owner] = self._clock(), counts
+        now = self._clock()
+        self._beats[owner], self._counts[owner] = now, counts
         for name in [name for name in self._beats if not self._alive(name)]:
-            del self._beats[name]
-            last = [self._counts.pop(name), self._counts.get(FORGOTTEN, Snapshot())]
-            self._counts[FORGOTTEN] = add([without_gauges(part) for part in last])
+            self._counts[name] = without_gauges(self._counts[name])
+            if now - self._beats[name] > FORGET_S:
+                del self._beats[name]
+                last = [self._counts.pop(name), self._counts.get(FORGOTTEN, Snapshot())]
+                self._counts[FORGOTTEN] = add(last)
 
     def exposition(self) -> bytes:
         """Return the sums over all replicas, in Prometheus' text format."""

@@ -9,6 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.problems import Problem
 
+MAX_DIGITS = 18
+"""Of a Content-Length: Python refuses to read numbers of thousands."""
+
 
 class BodyLimits:
     """Counts a body while it arrives, and refuses it as soon as it is too large or too slow.
@@ -47,8 +50,10 @@ class BodyLimits:
         for name, value in scope["headers"]:
             if name != b"content-length":
                 continue
-            if not value.isdigit():
-                raise Problem(400, f"Content-Length: expected a whole number, got {value!r}")
+            if not value.isdigit() or len(value) > MAX_DIGITS:
+                got = value[:MAX_DIGITS].decode("latin-1")
+                detail = f"Content-Length: expected a whole number, got {got!r}"
+                raise Problem(400, detail, "Content-Length", "bad_content_length")
             if int(value) > self.max_bytes:
                 raise self._too_large(f"{int(value):,}")
 

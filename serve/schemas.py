@@ -101,7 +101,7 @@ class ModelAnswer(_Strict):
         description="side of the network's views; square pictures of it are taken as crops"
     )
     views: list[str]
-    landmarks: str = Field(description="who finds faces in pictures without landmarks, or off")
+    landmarks: str = Field(description="who finds faces in pictures without landmarks, or none")
     vertices: int
     triangles: int
     expression_names: list[str]

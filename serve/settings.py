@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dfmvr.config import load_tree
 
 DEVICES = ("auto", "cpu", "cuda")
-FINDERS = ("auto", "dlib", "face_alignment", "off")
-KEY_MODES = ("auto", "required", "off")
+FINDERS = ("auto", "dlib", "face_alignment", "none")
+KEY_MODES = ("auto", "required", "none")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class ServeSettings:
     device: str = "auto"
     """auto takes a GPU where the replica has one (`gpus`)."""
     landmarks: str = "auto"
-    """Who finds faces in pictures without landmarks: dlib, face_alignment, or off (refuse them)."""
+    """Who finds faces in pictures without landmarks: dlib, face_alignment, or none (refuse them)."""
 
     min_replicas: int = 1
     max_replicas: int = 1
@@ -87,9 +89,9 @@ class ServeSettings:
             *("max_megapixels", "idempotency_minutes", "idempotency_mb"),
         )
         for name in positive:
-            _require(getattr(self, name) > 0, name, "more than 0", getattr(self, name))
+            _require(0 < getattr(self, name) < math.inf, name, "more than 0", getattr(self, name))
         for name in ("gpus", "batch_wait_ms", "requests_per_minute"):
-            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+            _require(0 <= getattr(self, name) < math.inf, name, "at least 0", getattr(self, name))
         digits = set("0123456789abcdef")
         valid = not self.model_hash or (len(self.model_hash) == 64 and set(self.model_hash) <= digits)
         _require(valid, "model_hash", "64 hexadecimal digits, or nothing", self.model_hash)
@@ -101,7 +103,14 @@ def parse_settings(values: Mapping[str, Any]) -> ServeSettings:
     Raises:
         SettingsError: a name does not exist (the near one is suggested), or a value is wrong.
     """
-    return load_tree(ServeSettings, None, [f"{name}={value}" for name, value in values.items()])
+    texts = {field.name for field in fields(ServeSettings) if field.type == "str"}
+    written = [f"{name}={_quoted(value) if name in texts else value}" for name, value in values.items()]
+    return load_tree(ServeSettings, None, written)
+
+
+def _quoted(value: object) -> str:
+    """Quote the value of a text field: YAML would read 000 as a number and nothing as null."""
+    return json.dumps("" if value is None else str(value), ensure_ascii=False)
 
 
 def _require(condition: bool, field: str, expected: str, got: object) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from dfmvr.data.preprocess.landmark import parse_landmarks
 from dfmvr.data.preprocess.read_picture import PictureError, decode_picture
@@ -30,9 +30,21 @@ PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 MASK_FORMATS = ("PNG", "BMP", "TIFF")
 MAX_TEXT_BYTES = 200_000
 """Of a field that is no file: landmarks of three views take some 5,000."""
-_ITEM_FIELD = re.compile(r"(\d{1,4})\.(.+)")
+MIN_SIDE, MAX_RATIO = 8, 50
+"""Pixels of a picture's shorter side, and how many times as long the other may be; faces need more anyway."""
+_ITEM_FIELD = re.compile(r"(0|[1-9][0-9]{0,3})\.(.+)")
 
 Form = Mapping[str, bytes]
+
+
+class _Parser(MultiPartParser):
+    """Starlette's parser, which takes a body that breaks off for a whole one, told to notice its end."""
+
+    complete = False
+
+    def on_end(self) -> None:
+        """Note that the last boundary has come."""
+        self.complete = True
 
 
 async def read_form(request: Request, settings: ServeSettings, n_items: int = 1) -> dict[str, bytes]:
@@ -55,22 +67,21 @@ async def read_form(request: Request, settings: ServeSettings, n_items: int = 1)
             "not_multipart",
         )
     most = len(FIELDS) * n_items
-    parser = MultiPartParser(
+    parser = _Parser(
         request.headers, request.stream(), max_files=most, max_fields=most, max_part_size=MAX_TEXT_BYTES
     )
     # above this size Starlette would spool pictures to disk
     parser.spool_max_size = int(settings.max_body_mb * 1e6) + 1
     try:
         form = await parser.parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
-        detail = getattr(error, "message", "") or "a part that cannot be read"
-        raise Problem(
-            400, f"body: expected multipart/form-data, got: {detail}", reason="bad_multipart"
-        ) from error
-    except (AttributeError, TypeError, ValueError) as error:  # what the parser raises for broken headers
-        raise Problem(
-            400, "body: expected multipart/form-data, got something else", reason="bad_multipart"
-        ) from error
+    except MultiPartException as error:
+        raise _not_multipart(error.message) from error
+    except (AttributeError, TypeError, ValueError, LookupError) as error:  # the parser's, for broken headers
+        raise _not_multipart("a part that cannot be read") from error
+    except ClientDisconnect as error:  # nobody reads the answer, but it is counted
+        raise _not_multipart("half of it") from error
+    if not parser.complete:
+        raise _not_multipart("a body without its end")
     fields: dict[str, bytes] = {}
     for name, value in form.multi_items():
         if name in fields:
@@ -120,6 +131,8 @@ def read_photos(form: Form, settings: ServeSettings) -> dict[str, Photo]:
         image = _picture(form[view], view, settings)
         name = f"{view}_mask"
         mask = _mask(form[name], name, image.shape[:2], settings) if name in form else None
+        if view in points:
+            _check_place(points[view], view, image.shape[:2])
         photos[view] = Photo(image, points.get(view), mask)
     return photos
 
@@ -144,7 +157,7 @@ def _picture(data: bytes, field: str, settings: ServeSettings) -> NDArray[np.uin
         return decode_picture(data, field)
     except PictureError as error:
         raise Problem(422, str(error), field, "damaged_picture") from error
-    except (ValueError, MemoryError, OverflowError) as error:  # Pillow's, for lying headers
+    except Exception as error:  # damaged files make Pillow raise many kinds
         raise _damaged(field, "damaged_picture") from error
 
 
@@ -168,6 +181,9 @@ def _check_picture(data: bytes, field: str, formats: tuple[str, ...], settings: 
         raise _damaged(field, "damaged_picture") from error
     if width * height > settings.max_megapixels * 1e6:
         raise _too_many_pixels(field, settings, f"{width} x {height}")
+    if min(width, height) < MIN_SIDE or max(width, height) > MAX_RATIO * min(width, height):
+        expected = f"sides of at least {MIN_SIDE} px, one at most {MAX_RATIO} times the other"
+        raise Problem(422, f"{field}: expected {expected}, got {width} x {height}", field, "bad_shape")
 
 
 def _damaged(field: str, reason: str) -> Problem:
@@ -184,10 +200,8 @@ def _mask(data: bytes, field: str, shape: tuple[int, ...], settings: ServeSettin
     try:
         with Image.open(io.BytesIO(data), formats=MASK_FORMATS) as image:
             labels = np.array(image)
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
-        raise Problem(
-            422, f"{field}: expected a whole picture, got a damaged one", field, "bad_mask"
-        ) from error
+    except Exception as error:  # as in _picture
+        raise _damaged(field, "bad_mask") from error
     most = len(REGION_NAMES) - 1
     if labels.shape != tuple(shape):
         raise Problem(
@@ -196,10 +210,10 @@ def _mask(data: bytes, field: str, shape: tuple[int, ...], settings: ServeSettin
             field,
             "bad_mask",
         )
-    if labels.min() < 0 or labels.max() > most:
+    if labels.dtype.kind == "f" or labels.min() < 0 or labels.max() > most:
         raise Problem(
             422,
-            f"{field}: expected labels 0 to {most}, got {labels.min()} to {labels.max()}",
+            f"{field}: expected labels 0 to {most}, got {labels.dtype} {labels.min()} to {labels.max()}",
             field,
             "bad_mask",
         )
@@ -222,6 +236,18 @@ def _landmarks(data: bytes, views: Sequence[str]) -> dict[str, NDArray[np.float6
     for view, value in content.items():
         try:
             points[view] = parse_landmarks(json.dumps(value).encode(), f"{LANDMARKS}.{view}")
-        except (ValueError, RecursionError) as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             raise Problem(422, str(error)[:400], f"{LANDMARKS}.{view}", "bad_landmarks") from error
     return points
+
+
+def _check_place(points: NDArray[np.float64], view: str, shape: tuple[int, ...]) -> None:
+    """Refuse landmarks [K, 2] that lie beside their picture [H, W]: those of another one, most likely."""
+    height, width = shape
+    x, y = np.median(points, 0)
+    if not (0 <= x <= width and 0 <= y <= height):
+        field = f"{LANDMARKS}.{view}"
+        detail = (
+            f"{field}: expected pixels of a picture of {width} x {height}, got a face at {x:.6g}, {y:.6g}"
+        )
+        raise Problem(422, detail, field, "bad_landmarks")

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -122,6 +126,41 @@ def test_a_stopped_job_goes_on_with_what_is_missing(made: Path, root: Path, tmp_
     before = [file.stat().st_mtime_ns for file in kept]
     preprocess("folder", str(root), str(tmp_path), SETTINGS, {})
     assert [file.stat().st_mtime_ns for file in kept] == before
+    assert digests(str(tmp_path)) == digests(str(made))
+
+
+def test_a_killed_job_does_nothing_twice_and_loses_nothing(made: Path, root: Path, tmp_path: Path) -> None:
+    """The job waits at a landmark file that is a pipe, amid its last shard, while it is killed."""
+    place = ["--dataset", "folder", "--root", str(root), "--out", str(tmp_path)]
+    arguments = [*place, "--workers", "1", *ARGUMENTS]
+    expected = {str(file.relative_to(made)) for split in SPLITS for file in (made / split).iterdir()}
+    last = "test/part-00000.parquet"
+    subject = pq.read_table(made / last)["subject_id"].to_pylist()[-1]
+    landmarks = root / subject / "neutral" / "left.json"
+    kept = landmarks.rename(landmarks.with_suffix(".kept"))
+    os.mkfifo(landmarks)
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ray_jobs.preprocess", *arguments],
+            stdout=stream, stderr=stream, start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 300
+        while not all((tmp_path / file).exists() for file in expected - {last}):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kept.rename(landmarks)
+    found = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.parquet")}
+    assert found == expected - {last}
+    assert not (tmp_path / "dataset.json").exists()
+    before = {file: (tmp_path / file).stat().st_mtime_ns for file in found}
+    assert main(arguments) == 0
+    assert {file: (tmp_path / file).stat().st_mtime_ns for file in found} == before
     assert digests(str(tmp_path)) == digests(str(made))
 
 

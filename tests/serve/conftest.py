@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import cv2
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from dfmvr.data.datasets.synthetic import SyntheticSettings, render_sample
@@ -18,7 +21,7 @@ from dfmvr.predictor import PreparedViews
 from dfmvr.types import VIEW_NAMES, Reconstruction
 from serve.api import Endpoint, build_api
 from serve.engine import Engine
-from serve.ledger import Book, Claim, StoredAnswer
+from serve.ledger import BEAT_S, Book, Claim, StoredAnswer
 from serve.settings import ServeSettings
 from serve.telemetry import Snapshot
 
@@ -81,7 +84,7 @@ def engine() -> Engine:
 @pytest.fixture(scope="session")
 def client(engine: Engine) -> Iterator[TestClient]:
     """A client of an endpoint without keys, with small limits."""
-    settings = ServeSettings(max_body_mb=4, max_megapixels=8, time_limit_s=30, keys="off")
+    settings = ServeSettings(max_body_mb=4, max_megapixels=8, time_limit_s=30, keys="none")
     with client_of(settings, engine) as client:
         yield client
 
@@ -105,7 +108,32 @@ def jpeg(image: np.ndarray) -> bytes:
     return bytes(cv2.imencode(".jpg", image[..., ::-1])[1])
 
 
-def problem(response: httpx.Response, status: int, field: str | None = None) -> str:
+def picture_file(image: np.ndarray, kind: str, **options: Any) -> bytes:
+    """Write a picture as Pillow does: JPEG, TIFF, ..., with EXIF data and the like."""
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, kind, **options)
+    return data.getvalue()
+
+
+@asynccontextmanager
+async def asking(endpoint: Endpoint) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that asks for several things at once, of a replica that beats but has not started."""
+
+    async def keep_beating() -> None:
+        while True:
+            await endpoint.beat()
+            await asyncio.sleep(BEAT_S / 4)
+
+    beating = asyncio.create_task(keep_beating())
+    transport = httpx.ASGITransport(build_api(endpoint, None)[1], raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+    beating.cancel()
+
+
+def problem(
+    response: httpx.Response, status: int, field: str | None = None, reason: str | None = None
+) -> str:
     """Check that a response is a problem; return its detail."""
     assert response.status_code == status, response.text[:500]
     assert response.headers["content-type"] == "application/problem+json"
@@ -115,6 +143,8 @@ def problem(response: httpx.Response, status: int, field: str | None = None) -> 
     assert body["type"].startswith("urn:dfmvr:problem:")
     if field is not None:
         assert body.get("field", "") == field
+    if reason is not None:
+        assert body["type"].rpartition(":")[2] == reason
     return str(body["detail"])
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -140,6 +139,8 @@ def dlib_file(name: str) -> Path:
 
 def shrink(image: Picture8, side: int) -> tuple[Picture8, float]:
     """Shrink a picture so that its longer side has at most `side` pixels; return it and the factor."""
+    import cv2
+
     scale = min(1.0, side / max(image.shape[:2]))
     if scale == 1.0:
         return np.ascontiguousarray(image), 1.0

@@ -1,11 +1,9 @@
-"""Finding faces and landmarks: with dlib on a photograph, with face_alignment's interface, and given."""
+"""Finding faces and landmarks: with dlib on a photograph, and given."""
 
 from __future__ import annotations
 
 import sys
-import types
 from collections.abc import Callable
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,7 +14,6 @@ from dfmvr.data.preprocess.detect import Face, PackageMissing, PictureRejected, 
 from dfmvr.data.preprocess.landmark import (
     MIRROR_68,
     DlibFinder,
-    FaceAlignmentFinder,
     Landmarks,
     build_finder,
     landmark_weights,
@@ -99,67 +96,6 @@ def test_a_missing_package_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPat
         dlib_file("a.dat")
     with pytest.raises(ValueError, match="expected auto, dlib or face_alignment, got 'mtcnn'"):
         build_finder("mtcnn", 0.5)
-
-
-class FakeAlignment:
-    """What FaceAlignment is to us, with the networks replaced: the brightest square is the face."""
-
-    def __init__(self, kind: object, device: str, **options: object) -> None:
-        self.kind, self.device, self.options = kind, device, options
-        self.face_detector = self
-
-    def detect_from_image(self, image: np.ndarray) -> list[np.ndarray]:
-        rows, columns = np.nonzero(image[..., 0] > 200)
-        if not len(rows):
-            return []
-        return [np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1, 0.99])]
-
-    def get_landmarks_from_image(
-        self, image: np.ndarray, boxes: list[np.ndarray], return_landmark_score: bool
-    ) -> tuple[list[np.ndarray], list[np.ndarray], None]:
-        assert return_landmark_score
-        left, top, right, bottom = boxes[0]
-        points = np.stack([np.linspace(left, right, 68), np.linspace(top, bottom, 68)], -1)
-        return [points], [np.linspace(-0.1, 1.2, 68)], None
-
-
-@pytest.fixture
-def fake_package(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    package = types.ModuleType("face_alignment")
-    package.FaceAlignment = FakeAlignment
-    package.LandmarksType = types.SimpleNamespace(TWO_HALF_D=2)
-    monkeypatch.setitem(sys.modules, "face_alignment", package)
-    return package
-
-
-def test_face_alignment_gets_shrunk_pictures_and_gives_full_pixels(fake_package: types.ModuleType) -> None:
-    image = np.zeros((960, 1280, 3), np.uint8)
-    image[200:600, 400:800] = 255
-    finder = FaceAlignmentFinder(0.5, "cpu")
-    found, none = finder([image, image[:100, :100]])
-    np.testing.assert_allclose(found.points[[0, 67]], [[400, 200], [800, 600]], atol=3)
-    assert found.weights.min() == 0.0
-    assert found.weights.max() == 1.0
-    assert isinstance(none, PictureRejected)
-    assert none.reason == "no face"
-
-
-def test_weights_that_cannot_be_downloaded_are_named(
-    fake_package: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def offline(*_: object, **__: object) -> None:
-        raise OSError("Name or service not known")
-
-    fake_package.FaceAlignment = offline
-    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "s3fd-619a316812.pth").touch()
-    with pytest.raises(PackageMissing) as raised:
-        FaceAlignmentFinder(0.5)
-    words = str(raised.value)
-    assert f"expected the weights 3DFAN4-7835d9f11d.pth.tar in {tmp_path}/checkpoints" in words
-    assert "Name or service not known" in words
-    assert "python-fan/NAME there" in words
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""Where a replica's model comes from, and how the application is laid out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfmvr.data import storage
+from dfmvr.networks.weights import CARD_FILE, WEIGHTS_FILE, WeightsError
+from dfmvr.predictor import SHIPPED_MODEL
+from serve.app import build
+from serve.engine import Engine
+from serve.settings import ServeSettings
+
+
+@pytest.fixture(scope="module")
+def bucket_model(s3_server: str) -> str:
+    uri = f"{s3_server}/served/model"
+    for name in (CARD_FILE, WEIGHTS_FILE):
+        storage.write_bytes(storage.join(uri, name), (SHIPPED_MODEL / name).read_bytes())
+    return uri
+
+
+def test_the_model_comes_from_a_bucket(bucket_model: str, engine: Engine):
+    served = Engine(
+        ServeSettings(model=bucket_model, landmarks="none", model_hash=engine.predictor.weights_hash)
+    )
+    assert served.predictor.weights_hash == engine.predictor.weights_hash
+    served.check()
+
+
+def test_another_model_than_the_named_one_is_refused(bucket_model: str):
+    with pytest.raises(
+        WeightsError, match=f"expected weights of SHA-256 {'0' * 64}, got [0-9a-f]{{64}} in s3://"
+    ):
+        Engine(ServeSettings(model=bucket_model, landmarks="none", model_hash="0" * 64))
+
+
+def test_changed_weights_are_refused(tmp_path: Path):
+    for name in (CARD_FILE, WEIGHTS_FILE):
+        (tmp_path / name).write_bytes((SHIPPED_MODEL / name).read_bytes())
+    weights = bytearray((tmp_path / WEIGHTS_FILE).read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / WEIGHTS_FILE).write_bytes(weights)
+    with pytest.raises(WeightsError):
+        Engine(ServeSettings(model=str(tmp_path), landmarks="none"))
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(WeightsError, match=f"{tmp_path}.*no such file"):
+        Engine(ServeSettings(model=str(tmp_path), landmarks="none"))
+
+
+def deployment_options(**settings: Any) -> Any:
+    return build(settings)._bound_deployment
+
+
+def test_settings_reach_the_deployment():
+    fixed = deployment_options(min_replicas=2, max_replicas=2, cpus=0.5, queue=10)
+    assert fixed.num_replicas == 2
+    assert fixed.ray_actor_options["num_cpus"] == 0.5
+    assert fixed.max_ongoing_requests > 10
+    scaled = deployment_options(
+        max_replicas=3, target_ongoing_requests=2
+    )._deployment_config.autoscaling_config
+    assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (1, 3, 2)
+
+
+def test_a_misspelt_setting_stops_the_start():
+    with pytest.raises(ValueError, match="did you mean 'max_batch_size'"):
+        build({"max_batchsize": 4})
