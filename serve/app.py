@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +16,7 @@ from starlette.types import ASGIApp
 from dfmvr.predictor import PreparedViews
 from dfmvr.types import Reconstruction
 from serve.api import Endpoint, build_api
+from serve.batching import Batcher
 from serve.engine import Engine
 from serve.keys import KeyRing, KeysError, keys_wanted
 from serve.ledger import Book, Claim, StoredAnswer
@@ -26,7 +26,6 @@ from serve.telemetry import Snapshot
 WAITING_FACTOR = 8
 """Ray hands a replica up to this many times its queue; the replica tells the excess that it is busy."""
 DRAIN_S = 60.0
-SWITCH_INTERVAL_S = 0.0002
 HEALTH_PERIOD_S = 10.0
 _LOG = logging.getLogger("serve.app")
 
@@ -138,15 +137,13 @@ class Reconstructions:
 
     def __init__(self, settings: ServeSettings, ledger: DeploymentHandle) -> None:
         torch.set_num_threads(max(1, int(settings.cpus)))
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._settings = settings
         self._ring = _key_ring(settings)
         self._engine = Engine(settings)
         self._engine.warm_up()
         self._compute_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._compute.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]
-        self._compute.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)  # type: ignore[attr-defined]
-        self._endpoint = Endpoint(settings, self._engine, self._compute, RemoteLedger(ledger))
+        batched = Batcher(self._compute, settings.max_batch_size, settings.batch_wait_ms / 1000)
+        self._endpoint = Endpoint(settings, self._engine, batched, RemoteLedger(ledger))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Build what answers requests; Serve calls this in the replica."""
@@ -161,9 +158,7 @@ class Reconstructions:
         """Compute a face; Serve replaces a replica that fails to."""
         await asyncio.get_running_loop().run_in_executor(self._compute_thread, self._engine.check)
 
-    @serve.batch
     async def _compute(self, views: list[PreparedViews]) -> list[Reconstruction]:
-        """Compute the faces of requests that wait together; while it does, the next ones gather."""
         self._endpoint.telemetry.batches.observe(len(views))
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._compute_thread, self._engine.predict, views)
