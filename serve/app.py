@@ -15,8 +15,9 @@ from starlette.types import ASGIApp
 
 from dfmvr.predictor import PreparedViews
 from dfmvr.types import Reconstruction
-from serve.api import Endpoint, build_api
+from serve.api import build_api
 from serve.batching import Batcher
+from serve.endpoint import Endpoint
 from serve.engine import Engine
 from serve.keys import KeyRing, KeysError, keys_wanted
 from serve.ledger import Book, Claim, StoredAnswer

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve.api import Endpoint
+from serve.endpoint import Endpoint
 from serve.page_files import PageFolder, PageRefused
 
 OUR_PATHS = frozenset(

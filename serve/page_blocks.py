@@ -13,7 +13,7 @@ from gradio import processing_utils
 from dfmvr.export import encode_mesh
 from dfmvr.types import VIEW_NAMES
 from serve import page_text as text
-from serve.api import Endpoint, owner_of
+from serve.endpoint import Endpoint, owner_of
 from serve.page_files import PageFolder
 from serve.page_work import PAINTS, Kept, draw_head, keep, read_kept, sliders_for
 from serve.problems import Problem

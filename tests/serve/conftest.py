@@ -19,7 +19,8 @@ from starlette.testclient import TestClient
 from dfmvr.data.datasets.synthetic import SyntheticSettings, render_sample
 from dfmvr.predictor import PreparedViews
 from dfmvr.types import VIEW_NAMES, Reconstruction
-from serve.api import Endpoint, build_api
+from serve.api import build_api
+from serve.endpoint import Endpoint
 from serve.engine import Engine
 from serve.ledger import BEAT_S, Book, Claim, StoredAnswer
 from serve.settings import ServeSettings

@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 
 from dfmvr.predictor import PreparedViews
 from dfmvr.types import VIEW_NAMES, Reconstruction
-from serve.api import Endpoint
+from serve.endpoint import Endpoint
 from serve.engine import NO_FINDER, Engine
 from serve.settings import ServeSettings
 from tests.serve.conftest import (

@@ -238,6 +238,18 @@ def test_an_example_fits_a_phone(page: Page) -> None:
     assert all(s.rect["x"] >= 0 and s.rect["x"] + s.rect["width"] <= PHONE["width"] for s in sliders)
 
 
+@pytest.mark.serve
+def test_a_server_that_starts_sweeps_what_others_left(engine: Engine) -> None:
+    left = page_files.PageFolder.open().write("left.png", b"left")
+    os.utime(left, (time.time() - page_files.AGE_S - 1,) * 2)
+    with TestClient(build_replica(engine)[1]):
+        for _ in range(100):
+            if not left.exists():
+                break
+            time.sleep(0.05)
+    assert not left.exists()
+
+
 @pytest.fixture(scope="module")
 def replica(engine: Engine) -> Iterator[tuple[TestClient, Any]]:
     app, guarded, endpoint = build_replica(engine)
