@@ -127,9 +127,7 @@ def summarise(sweep: Sweep, results: ResultGrid, count: int) -> Summary:
         results: Tune's.
         count: trials planned.
     """
-    told = [results[index] for index in range(len(results))]
-    in_order = sorted(told, key=_first_word)  # Tune forgets the order when a sweep is resumed
-    trials = tuple(_row(sweep, number, result) for number, result in enumerate(in_order, 1))
+    trials = tuple(_row(sweep, index + 1, results[index]) for index in range(len(results)))
     epochs = max(base.training.epochs for base in sweep.bases.values())
     summary = Summary(trials, count, epochs, sweep.tune.objectives)
     values, epoch, comparable = comparable_figures(trials)
@@ -198,11 +196,6 @@ def reported(result: Result) -> list[dict[str, Any]]:
     """Return what a trial told Tune: the scheduler may end it before that epoch's checkpoint is there."""
     table = result.metrics_dataframe
     return [] if table is None or "epoch" not in table else table.to_dict("records")
-
-
-def _first_word(result: Result) -> float:
-    """Return when a trial first told Tune anything, in seconds; the end of time for one that never did."""
-    return min((entry["timestamp"] for entry in reported(result)), default=math.inf)
 
 
 def _told_seconds(metrics: Mapping[str, Any]) -> float:

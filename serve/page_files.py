@@ -7,6 +7,7 @@ a face reaches a disk; the replicas of one machine share it.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import secrets
 import shutil
@@ -87,13 +88,20 @@ class PageFolder:
 
     @asynccontextmanager
     async def lifespan(self, _: object) -> AsyncIterator[None]:
-        """Sweep while the server runs."""
+        """Sweep while the server runs; the last server of this machine to end deletes everything."""
 
         async def keep_sweeping() -> None:
             while True:
                 await asyncio.to_thread(self.sweep)
                 await asyncio.sleep(PERIOD_S)
 
+        lock = os.open(self.path, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_SH)
         sweeping = asyncio.create_task(keep_sweeping())
         yield
         sweeping.cancel()
+        with suppress(BlockingIOError):  # others run
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in self.path.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        os.close(lock)

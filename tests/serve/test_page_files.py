@@ -59,6 +59,18 @@ def test_the_oldest_make_room(folder: PageFolder) -> None:
     assert [path.exists() for path in (*paths, last)] == [False, True, True, True]
 
 
+def test_the_last_server_to_end_leaves_nothing(folder: PageFolder) -> None:
+    async def run() -> None:
+        async with folder.lifespan(None):
+            async with PageFolder.open().lifespan(None):
+                path = folder.write("face.glb", b"face")
+                (folder.path / "half an upload").write_bytes(b"face")
+            assert path.exists(), "another server runs"
+        assert not list(folder.path.iterdir())
+
+    asyncio.run(run())
+
+
 def test_the_server_sweeps_while_it_runs(folder: PageFolder) -> None:
     async def run() -> None:
         async with folder.lifespan(None):
