@@ -30,7 +30,7 @@ quickstart: setup ## make a data set, train, evaluate: runs/quickstart/report.ht
 small: setup ## the longer run behind the shipped weights (three quarters of an hour on 2 cores)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/experiment.sh small
 
-# The throughput switch takes half of Ray Serve's own time off a request (docs/serving.md).
+# The switch makes Ray Serve log less and use fewer threads; it must be set before Ray starts (docs/serving.md).
 serve: setup ## the endpoint and its page on http://127.0.0.1:8000, with the shipped weights
 	@RAY_SERVE_THROUGHPUT_OPTIMIZED=1 RAY_USAGE_STATS_ENABLED=0 $(BIN)/serve run serve.app:build $(ARGS)
 
