@@ -156,6 +156,19 @@ class ExpressionSampler:
             face.add(face.one_of(*self.extra_units), face.between(0, 0.6))
         return face.activations
 
+    def sample_toothy_smile(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw activations [units] float32 in [0, 1] of the smile that people put on for a photograph."""
+        face = _Face(self.index, rng)
+        strength = face.between(0.6, 1)
+        face.add("mouthSmile", strength)
+        face.add("mouthUpperUp", face.between(0.7, 1))
+        face.add("mouthLowerDown", face.between(0.5, 1))
+        face.add("cheekSquint", strength * face.between(0.3, 0.9))
+        face.add("eyeSquint", strength * face.between(0, 0.5))
+        face.add("jawOpen", face.between(0, 0.25))
+        self._lids_and_gaze(face)
+        return face.activations
+
     def _lids_and_gaze(self, face: _Face) -> None:
         rng = face.rng
         if rng.random() < BLINK_SHARE:

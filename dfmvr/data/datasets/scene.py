@@ -43,6 +43,8 @@ def build_scene(
         cloth_mask: the person wears a surgical mask.
     """
     surface = _Surface(assets, head, person)
+    surface.thin_brows()
+    surface.light_teeth()
     surface.add_beard()
     hidden = surface.add_hair()
     surface.add_shirt(rng)
@@ -89,6 +91,24 @@ class _Surface:
     def raise_by(self, height: Array) -> None:
         """Push the surface out along the skin's normals by mm [N]."""
         self.vertices = self.vertices + self.skin_normals * height[:, None].astype(np.float32)
+
+    def thin_brows(self) -> None:
+        """Take some of the brows' pigment away: the painter's brows are full."""
+        rng = np.random.default_rng((self.person.growth_seed, 1))
+        edge, whole = rng.uniform(0.3, 1), rng.uniform(0.6, 1)  # shares that stay
+        along, across = self.painter["brow_along"], np.abs(self.painter["brow_across"])
+        brow = _ramp((along + 0.1) / 0.05) * _ramp((1.1 - along) / 0.05) * _ramp((9 - across) / 2)
+        outer = _ramp((across - 1.5) / 2.5)
+        pale = brow * (1 - whole * (1 - (1 - edge) * outer))
+        forehead = (along > 0) & (along < 1) & (across > 9) & (across < 12)
+        self.albedo += pale[:, None].astype(np.float32) * (np.median(self.albedo[forehead], 0) - self.albedo)
+
+    def light_teeth(self) -> None:
+        """Let light onto the teeth as far as the lips part; the painter's are those of a closed mouth."""
+        upper, lower = self.vertices[self.assets.landmarks_68[[62, 66]]]
+        parted = float(_ramp((np.linalg.norm(upper - lower) - 1) / 4))
+        teeth = (self.painter["part"] == 3) | (self.painter["part"] == 4)
+        self.openness += teeth * parted * (0.9 - self.openness)
 
     def add_beard(self) -> None:
         """Let the beard stand out; its colour is in the paint."""

@@ -30,10 +30,10 @@ from dfmvr.types import VIEW_NAMES
 
 Array = NDArray[Any]
 SPLITS = ("train", "validation", "test")
-RENDERING_VERSION = 2
+RENDERING_VERSION = 3
 """Raised when the same settings give other samples than before."""
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-_PERSON, _SAMPLE, _VIEW = 0, 1, 2
+_PERSON, _SAMPLE, _VIEW, _SMILE = 0, 1, 2, 5
 """Streams of chance below (seed, subject, expression)."""
 _NEARLY_NEUTRAL = 0.25
 """Largest share of an expression that a person's first sample shows."""
@@ -77,6 +77,8 @@ class SyntheticSettings:
     """Share of small regions that the parser misses."""
     landmark_3d_noise: float = 0.5
     """Standard deviation of 3D landmarks, mm."""
+    toothy_smile_share: float = 0.3
+    """Share of samples, the first of each person apart, that smile with bared teeth as for a photograph."""
     glasses_share: float = 0.15
     """Share of samples with glasses."""
     cloth_mask_share: float = 0.02
@@ -106,7 +108,10 @@ _DEVIATIONS = (
     *("yaw_jitter", "pitch_jitter", "roll_jitter", "shift_jitter", "distance_jitter", "focal_jitter"),
     *("landmark_noise", "mask_noise", "landmark_3d_noise", "degradation"),
 )
-_SHARES = ("landmark_outliers", "mask_blunders", "glasses_share", "cloth_mask_share", "occluder_share")
+_SHARES = (
+    *("landmark_outliers", "mask_blunders", "toothy_smile_share"),
+    *("glasses_share", "cloth_mask_share", "occluder_share"),
+)
 
 
 def split_of(settings: SyntheticSettings, subject_index: int) -> str:
@@ -141,8 +146,11 @@ def render_sample(
     person = sample_person(assets, np.random.default_rng([seed, subject_index, 0, _PERSON]))
     rng = np.random.default_rng([seed, subject_index, expression_index, _SAMPLE])
     activations = assets.population.sample_expression(rng)
+    smile = np.random.default_rng([seed, subject_index, expression_index, _SMILE])
     if expression_index == 0:
         activations = activations * np.float32(rng.uniform(0, _NEARLY_NEUTRAL))
+    elif smile.random() < settings.toothy_smile_share:
+        activations = assets.population.expressions.sample_toothy_smile(smile)
     base = assets.population.base_vertices(person.subject, activations)
     face = assets.population.topology(LEVEL, "face").matrix @ base
     scene, setting = _stage(assets, settings, person, base, rng)
