@@ -3,10 +3,12 @@
     python -m benchmarks.serve_load [--seconds 20] [--requests 5000]
 
 Everything runs on this machine: a Ray Serve of its own, and the clients beside it, which share the cores with
-the model; `bare` is the Predictor in one process with the replica's number of threads, on decoded pictures.
-In turn: one client; as many as fill the batches (in rounds with the bare model); 80 % of the bare model's
-rate; far more than fits; `--requests` requests while the replica's memory is read; two replicas while one is
-killed, and while the application is deployed anew.
+the model; `bare` is the Predictor in one process with the replica's number of threads, on decoded pictures,
+and `bare_beside_busy` the same while programs that only count keep the other cores busy: what the cores share
+(caches, clock, execution units of hyperthreads) is lost to anything that runs beside the model.
+In turn: one client; as many as fill the batches (in rounds with the bare model); 80 % of that rate; far more
+than fits; `--requests` requests while the replica's memory is read; two replicas while one is killed, and
+while the application is deployed anew. Each phase's figures go to stderr when it ends.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import asyncio
 import itertools
 import os
 import statistics
+import subprocess
+import sys
 import time
 import uuid
 from collections import Counter
@@ -68,14 +72,19 @@ def main() -> None:
     photos = draw_people()
     bodies = [encode(images) for images in photos]
     metrics: dict[str, float] = {}
+
+    def add(found: dict[str, float]) -> None:
+        metrics.update(found)
+        print({name: round(value, 3) for name, value in found.items()}, file=sys.stderr, flush=True)
+
     with endpoint(replicas=1):
-        metrics |= in_rounds(bodies, photos, options.seconds)
-        metrics |= steady(bodies, 0.8 * metrics["bare_per_second"], options.seconds)
-        metrics |= overload(bodies, options.seconds)
-        metrics |= memory(bodies, options.requests)
+        add(in_rounds(bodies, photos, options.seconds))
+        add(steady(bodies, 0.8 * metrics["served_per_second"], options.seconds))
+        add(overload(bodies, options.seconds))
+        add(memory(bodies, options.requests))
     with endpoint(replicas=2):
-        metrics |= killed(bodies, options.seconds)
-        metrics |= rolled(bodies, options.seconds)
+        add(killed(bodies, options.seconds))
+        add(rolled(bodies, options.seconds))
     metrics["failed_after_retries"] = metrics["failed_after_kill"] + metrics["failed_after_update"]
     report(
         "serve_load",
@@ -155,16 +164,20 @@ def in_rounds(bodies: list[Body], photos: list[dict[str, np.ndarray]], seconds: 
     engine = Engine(ServeSettings(landmarks="none"))
     inputs = [{name: Photo(image) for name, image in images.items()} for images in photos]
     rounds = 4
-    bare, served, alone, asked = [], [], [], []
+    bare, beside, served, alone, asked = [], [], [], [], []
     for _ in range(rounds):
         bare.append(bare_rate(engine, inputs, BATCH, seconds / rounds))
+        with busy_cores():
+            beside.append(bare_rate(engine, inputs, BATCH, seconds / rounds))
         served.append(asyncio.run(closed_loop(bodies, CLIENTS, seconds / rounds)).rate)
         alone.append(1 / bare_rate(engine, inputs, 1, seconds / rounds / 2))
         asked.append(statistics.median(asyncio.run(closed_loop(bodies, 1, seconds / rounds / 2)).latencies))
     return {
         "bare_per_second": statistics.median(bare),
+        "bare_beside_busy_per_second": statistics.median(beside),
         "served_per_second": statistics.median(served),
         "throughput_ratio": statistics.median(s / b for s, b in zip(served, bare, strict=True)),
+        "throughput_ratio_beside_busy": statistics.median(s / b for s, b in zip(served, beside, strict=True)),
         "bare_p50_ms": 1e3 * statistics.median(alone),
         "p50_ms": 1e3 * statistics.median(asked),
         "p50_added_ms": 1e3 * statistics.median(a - b for a, b in zip(asked, alone, strict=True)),
@@ -264,6 +277,19 @@ def bare_rate(engine: Engine, inputs: list[dict[str, Photo]], batch: int, second
         engine.predict([engine.prepare(next(people)) for _ in range(batch)])
         count += batch
     return count / (time.perf_counter() - start)
+
+
+@contextmanager
+def busy_cores() -> Iterator[None]:
+    """Keep all cores but one busy."""
+    cores = len(os.sched_getaffinity(0))
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores - 1)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 async def closed_loop(

@@ -25,6 +25,7 @@ from dfmvr.data.preprocess.detect import PictureRejected
 from dfmvr.data.preprocess.landmark import LandmarkFinder
 from dfmvr.geometry.camera import default_intrinsics
 from dfmvr.morphable.model import MorphableModel
+from dfmvr.networks.fold import fold_batch_norms
 from dfmvr.networks.weights import ModelCard, WeightsError, load_model
 from dfmvr.reconstructor import reconstructions
 from dfmvr.render.zbuffer import ZBufferRenderer
@@ -118,7 +119,7 @@ class Predictor:
             )
         self.device = device
         self.card = card
-        self.network = network.to(device).eval()
+        self.network = fold_batch_norms(network).to(device)
         self.face_model = face_model.to(device).eval()
         self.renderer = ZBufferRenderer()
 

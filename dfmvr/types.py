@@ -147,6 +147,11 @@ class FaceParams(_Movable):
     """[*L, V, 68, h, w]: their softmax over the picture is where the network sees each landmark; None without
     such maps."""
 
+    def sample(self, index: int) -> FaceParams:
+        """Return one sample's parameters of a batch, without the scores."""
+        kept = (self.identity, self.expression, self.albedo, self.light, self.rotation, self.translation)
+        return FaceParams(*(values[index] for values in kept))
+
 
 @dataclass(frozen=True)
 class Mesh(_Movable):

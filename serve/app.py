@@ -14,11 +14,10 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from dfmvr.predictor import PreparedViews
-from dfmvr.types import Reconstruction
 from serve.api import build_api
 from serve.batching import Batcher
 from serve.endpoint import Endpoint
-from serve.engine import Engine
+from serve.engine import Engine, Face
 from serve.keys import KeyRing, KeysError, keys_wanted
 from serve.ledger import Book, Claim, StoredAnswer
 from serve.settings import ServeSettings, parse_settings
@@ -159,7 +158,7 @@ class Reconstructions:
         """Compute a face; Serve replaces a replica that fails to."""
         await asyncio.get_running_loop().run_in_executor(self._compute_thread, self._engine.check)
 
-    async def _compute(self, views: list[PreparedViews]) -> list[Reconstruction]:
+    async def _compute(self, views: list[PreparedViews]) -> list[Face]:
         self._endpoint.telemetry.batches.observe(len(views))
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._compute_thread, self._engine.predict, views)

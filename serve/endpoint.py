@@ -15,9 +15,8 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from dfmvr.predictor import PreparedViews
-from dfmvr.types import Reconstruction
 from serve import schemas
-from serve.engine import Engine
+from serve.engine import Engine, Face
 from serve.ledger import BEAT_S, Claim, StoredAnswer
 from serve.problems import Problem
 from serve.settings import ServeSettings
@@ -75,7 +74,7 @@ class Endpoint:
         self,
         settings: ServeSettings,
         engine: Engine,
-        compute: Callable[[PreparedViews], Awaitable[Reconstruction]],
+        compute: Callable[[PreparedViews], Awaitable[Face]],
         ledger: SharedLedger,
     ) -> None:
         self.settings, self.engine, self.compute, self.ledger = settings, engine, compute, ledger
@@ -162,9 +161,7 @@ class Endpoint:
         headers = {"Content-Disposition": f'attachment; filename="face.{kind}"'}
         return Response(data, headers=headers, media_type=MEDIA_TYPES[kind]), content
 
-    async def face(
-        self, form: Mapping[str, bytes], timings: dict[str, float]
-    ) -> tuple[Reconstruction, PreparedViews]:
+    async def face(self, form: Mapping[str, bytes], timings: dict[str, float]) -> tuple[Face, PreparedViews]:
         """Reconstruct one face from the fields of a request; add each stage's seconds to `timings`.
 
         Raises:

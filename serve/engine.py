@@ -5,12 +5,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dfmvr.data import storage
 from dfmvr.data.preprocess.crop import five_points
@@ -18,9 +21,11 @@ from dfmvr.data.preprocess.detect import PackageMissing
 from dfmvr.data.preprocess.landmark import LandmarkFinder, build_finder, check_finder
 from dfmvr.export import encode_mesh
 from dfmvr.geometry.rotation import matrix_to_euler
+from dfmvr.morphable.model import MorphableModel
 from dfmvr.networks.weights import CARD_FILE, WEIGHTS_FILE, WeightsError
 from dfmvr.predictor import FaceNotFound, Photo, Predictor, PreparedViews
-from dfmvr.types import FRONT, Reconstruction, ViewBatch
+from dfmvr.reconstructor import decode_landmarks
+from dfmvr.types import FRONT, FaceParams, Mesh, ViewBatch
 from serve import schemas
 from serve.problems import Problem
 from serve.settings import ServeSettings
@@ -30,6 +35,28 @@ BYSTANDER_SHARE = 0.5
 NO_FINDER = "none"
 WARM_UP_SEED = 0
 WARM_UP_SIDE = 300
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """A reconstructed face, whose mesh is decoded when somebody asks for it: JSON answers go without."""
+
+    face_model: MorphableModel
+    params: FaceParams
+    intrinsics: torch.Tensor
+    """[V, 3, 3] pixels."""
+    landmarks_3d: torch.Tensor
+    """[68, 3] mm."""
+    landmarks_2d: torch.Tensor
+    """[V, 68, 2] pixels of the crops."""
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """The mesh in model space, with linear albedo as colours."""
+        model, params = self.face_model, self.params
+        with torch.inference_mode():
+            vertices = model.vertices(params.identity, params.expression)
+            return Mesh(vertices, model.triangles, model.albedo(params.albedo), model.uvs)
 
 
 class Engine:
@@ -90,12 +117,18 @@ class Engine:
             field = view if view in photos else ""
             raise Problem(422, str(error), field, "unusable_view") from error
 
-    def predict(self, views: Sequence[PreparedViews]) -> list[Reconstruction]:
+    def predict(self, views: Sequence[PreparedViews]) -> list[Face]:
         """Compute several faces at once."""
+        model = self.predictor.face_model
         batch = ViewBatch.concatenate([item.batch for item in views])
-        return self.predictor.predict_batch(batch)
+        params = self.predictor.predict_params(batch)
+        intrinsics = batch.intrinsics.to(self.predictor.device)
+        with torch.inference_mode():
+            points_3d, points_2d = decode_landmarks(params, intrinsics, model)
+        places = zip(intrinsics, points_3d, points_2d, strict=True)
+        return [Face(model, params.sample(b), *of_sample) for b, of_sample in enumerate(places)]
 
-    def mesh_file(self, face: Reconstruction, kind: str) -> bytes:
+    def mesh_file(self, face: Face, kind: str) -> bytes:
         """Return the face as a mesh file (glb, obj or ply)."""
         return encode_mesh(face.mesh, kind, extras=self.hashes)
 
@@ -108,7 +141,7 @@ class Engine:
         }
 
     def answer(
-        self, face: Reconstruction, views: PreparedViews, timings: dict[str, float]
+        self, face: Face, views: PreparedViews, timings: dict[str, float]
     ) -> schemas.ReconstructionAnswer:
         """Return the face as the JSON answer holds it; `timings` in seconds."""
         params = face.params
@@ -234,18 +267,17 @@ def _numbers(values: Any) -> Any:
     return np.round(array, 5).tolist()
 
 
-def _sizes(face: Reconstruction) -> schemas.Sizes:
-    points = face.landmarks_3d.cpu().double()
-    five = five_points(points)
+def _sizes(face: Face) -> schemas.Sizes:
+    five = five_points(face.landmarks_3d).cpu().double().numpy()
+    points = face.landmarks_3d.cpu().double().numpy()
 
-    def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-        return round(float((a - b).norm()), 2)
+    def distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+        return round(float(np.linalg.norm(a - b)), 2)
 
-    extent = face.mesh.vertices.amax(0) - face.mesh.vertices.amin(0)
     return schemas.Sizes(
         eye_centres_mm=distance(five[0], five[1]),
         eye_outer_corners_mm=distance(points[36], points[45]),
         nose_length_mm=distance(points[27], points[30]),
         mouth_width_mm=distance(points[48], points[54]),
-        face_width_mm=round(float(extent[0]), 2),
+        face_width_mm=distance(points[0], points[16]),
     )

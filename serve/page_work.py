@@ -18,7 +18,8 @@ from dfmvr.lighting import linear_to_srgb, shade, srgb_to_linear
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.predictor import PreparedViews
 from dfmvr.render.zbuffer import ZBufferRenderer
-from dfmvr.types import Mesh, Reconstruction
+from dfmvr.types import Mesh
+from serve.engine import Face
 from serve.problems import Problem
 from serve.schemas import ReconstructionAnswer
 
@@ -50,7 +51,7 @@ class Kept(BaseModel):
     """Base64 of a byte a vertex: 0 to 254 are differences from 0 to TOP_ERROR, 255 is unseen."""
 
 
-def keep(answer: ReconstructionAnswer, face: Reconstruction, views: PreparedViews) -> Kept:
+def keep(answer: ReconstructionAnswer, face: Face, views: PreparedViews) -> Kept:
     """Return what is kept of a reconstruction from these views."""
     errors = photo_errors(face, views)
     codes = np.full(len(errors), _UNSEEN, np.uint8)
@@ -130,7 +131,7 @@ def _paint(face_model: MorphableModel, kept: Kept, paint: str) -> Tensor:
             raise ValueError(f"paint: expected one of {', '.join(PAINTS)}, got {paint!r}")
 
 
-def photo_errors(face: Reconstruction, views: PreparedViews) -> NDArray[np.float32]:
+def photo_errors(face: Face, views: PreparedViews) -> NDArray[np.float32]:
     """Compare a face's render with its photographs at each vertex.
 
     Args:

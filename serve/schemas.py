@@ -44,7 +44,7 @@ class Sizes(_Strict):
     eye_outer_corners_mm: float
     nose_length_mm: float = Field(description="from the bridge between the eyes to the tip")
     mouth_width_mm: float
-    face_width_mm: float = Field(description="largest, over the mesh")
+    face_width_mm: float = Field(description="between the fronts of the ears (landmarks 0 and 16)")
 
 
 class ReconstructionAnswer(_Strict):

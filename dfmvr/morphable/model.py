@@ -153,16 +153,24 @@ class MorphableModel(nn.Module):
         """
         return cls(read_model_file(Path(path) if path else DEFAULT_MODEL), level, part)
 
-    def vertices(self, identity: Tensor, expression: Tensor) -> Tensor:
+    def vertices(self, identity: Tensor, expression: Tensor, at: Tensor | None = None) -> Tensor:
         """Return vertices [*L, N, 3] mm from identity [*L, 80] and expression [*L, 64].
+
+        Args:
+            identity: coefficients.
+            expression: coefficients.
+            at: [K] ids of the vertices that are wanted; None means all.
 
         Raises:
             ValueError: a number of coefficients is another than the basis has.
         """
         _expect_coefficients("identity", identity, self.identity_basis)
         _expect_coefficients("expression", expression, self.expression_basis)
-        offsets = identity @ self.identity_basis.flatten(1) + expression @ self.expression_basis.flatten(1)
-        return self.mean_shape + offsets.unflatten(-1, (-1, 3))
+        mean, bases = self.mean_shape, (self.identity_basis, self.expression_basis)
+        if at is not None:
+            mean, bases = mean[at], (bases[0][:, at], bases[1][:, at])
+        offsets = identity @ bases[0].flatten(1) + expression @ bases[1].flatten(1)
+        return mean + offsets.unflatten(-1, (-1, 3))
 
     def albedo(self, coefficients: Tensor) -> Tensor:
         """Return linear albedo [*L, N, 3] from coefficients [*L, 80].

@@ -18,10 +18,10 @@ from starlette.testclient import TestClient
 
 from dfmvr.data.datasets.synthetic import SyntheticSettings, render_sample
 from dfmvr.predictor import PreparedViews
-from dfmvr.types import VIEW_NAMES, Reconstruction
+from dfmvr.types import VIEW_NAMES
 from serve.api import build_api
 from serve.endpoint import Endpoint
-from serve.engine import Engine
+from serve.engine import Engine, Face
 from serve.ledger import BEAT_S, Book, Claim, StoredAnswer
 from serve.settings import ServeSettings
 from serve.telemetry import Snapshot
@@ -56,7 +56,7 @@ class LocalLedger:
 
 
 def endpoint_of(settings: ServeSettings, engine: Engine) -> Endpoint:
-    async def compute(views: PreparedViews) -> Reconstruction:
+    async def compute(views: PreparedViews) -> Face:
         computed.append(views)
         return (await endpoint.run(engine.predict, [views]))[0]
 

@@ -11,17 +11,17 @@ import torch
 
 from dfmvr.predictor import Photo, PreparedViews
 from dfmvr.reconstructor import Reconstructor
-from dfmvr.types import FaceParams, Reconstruction
-from serve.engine import Engine
+from dfmvr.types import FaceParams
+from serve.engine import Engine, Face
 from serve.page_work import Kept, draw_head, keep, photo_errors, read_kept, sliders_for
 from serve.problems import Problem
 from tests.serve.conftest import Fields
 
-Face = tuple[Reconstruction, PreparedViews]
+FaceAndViews = tuple[Face, PreparedViews]
 
 
 @pytest.fixture(scope="module")
-def face(engine: Engine, triple: Fields) -> Face:
+def face(engine: Engine, triple: Fields) -> FaceAndViews:
     """A face and its views, whose pictures are what the face's render looks like: no error anywhere."""
     pictures = {
         name: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -43,17 +43,17 @@ def face(engine: Engine, triple: Fields) -> Face:
 
 
 @pytest.fixture(scope="module")
-def kept(engine: Engine, face: Face) -> Kept:
+def kept(engine: Engine, face: FaceAndViews) -> Kept:
     return read_kept(keep(engine.answer(*face, {}), *face).model_dump_json())
 
 
-def brighter(face: Face, by: float, views: list[int]) -> PreparedViews:
+def brighter(face: FaceAndViews, by: float, views: list[int]) -> PreparedViews:
     images = face[1].batch.images.clone()
     images[:, views] += by
     return dataclasses.replace(face[1], batch=dataclasses.replace(face[1].batch, images=images))
 
 
-def test_a_picture_that_is_the_render_has_no_error(face: Face) -> None:
+def test_a_picture_that_is_the_render_has_no_error(face: FaceAndViews) -> None:
     errors = photo_errors(*face)
     seen = np.isfinite(errors)
     assert 0.7 < seen.mean() < 1
@@ -61,7 +61,7 @@ def test_a_picture_that_is_the_render_has_no_error(face: Face) -> None:
     assert np.quantile(errors[seen], 0.95) < 0.13, "what is seen obliquely mixes with the ground"
 
 
-def test_a_brighter_picture_has_that_error_where_it_shows_the_face(face: Face) -> None:
+def test_a_brighter_picture_has_that_error_where_it_shows_the_face(face: FaceAndViews) -> None:
     all_views = photo_errors(face[0], brighter(face, 0.1, [0, 1, 2])) - photo_errors(*face)
     assert np.nanmedian(all_views) == pytest.approx(0.1, abs=0.01)
     left_view = photo_errors(face[0], brighter(face, 0.1, [0])) - photo_errors(*face)
@@ -71,7 +71,7 @@ def test_a_brighter_picture_has_that_error_where_it_shows_the_face(face: Face) -
     assert np.nanmax(np.abs(left_view[cheek & (x < 0)])) < 1e-6, "the left view does not show the right cheek"
 
 
-def test_a_view_that_is_not_there_has_no_error(face: Face) -> None:
+def test_a_view_that_is_not_there_has_no_error(face: FaceAndViews) -> None:
     views = brighter(face, 0.3, [0])
     present = torch.tensor([[False, True, True]])
     batch = dataclasses.replace(views.batch, view_present=present)
@@ -79,7 +79,7 @@ def test_a_view_that_is_not_there_has_no_error(face: Face) -> None:
     assert np.nanmedian(errors) < 0.01
 
 
-def test_the_head_at_rest_is_the_reconstruction(engine: Engine, face: Face, kept: Kept) -> None:
+def test_the_head_at_rest_is_the_reconstruction(engine: Engine, face: FaceAndViews, kept: Kept) -> None:
     model = engine.predictor.face_model
     mesh = draw_head(model, kept, "texture", True, [0] * len(sliders_for(model)))
     assert (mesh.vertices - face[0].mesh.vertices).abs().max() < 0.02
@@ -88,7 +88,9 @@ def test_the_head_at_rest_is_the_reconstruction(engine: Engine, face: Face, kept
     assert (mesh.colours - face[0].mesh.colours).abs().max() < 1e-3
 
 
-def test_sliders_move_the_face_from_photographed_or_neutral(engine: Engine, face: Face, kept: Kept) -> None:
+def test_sliders_move_the_face_from_photographed_or_neutral(
+    engine: Engine, face: FaceAndViews, kept: Kept
+) -> None:
     model = engine.predictor.face_model
     at_rest = [0.0] * len(sliders_for(model))
     neutral = draw_head(model, kept, "shape", False, at_rest)

@@ -106,7 +106,7 @@ class _Surface:
     def light_teeth(self) -> None:
         """Let light onto the teeth as far as the lips part; the painter's are those of a closed mouth."""
         upper, lower = self.vertices[self.assets.landmarks_68[[62, 66]]]
-        parted = float(_ramp((np.linalg.norm(upper - lower) - 1) / 4))
+        parted = np.clip((np.linalg.norm(upper - lower) - 1) / 4, 0, 1)
         teeth = (self.painter["part"] == 3) | (self.painter["part"] == 4)
         self.openness += teeth * parted * (0.9 - self.openness)
 

@@ -8,6 +8,7 @@ posing the face model's mean points so that a similarity carries their projectio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,7 @@ def fit_crop(
     )
 
 
+@cache
 def nominal_crop(size: int, nominal_yaw: float) -> Crop:
     """Return the identity crop of a picture that already is one, with the view's usual pose."""
     rotation = _rotations(np.array([[0.0, nominal_yaw]]))[0].float().numpy()
