@@ -35,6 +35,7 @@ class _Monitor:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.stop = False
+        self.waited: dict[int, set[int]] = {}
 
     def post(self, events: list[Event]) -> bool:
         """Keep events for the driver; return whether training shall stop."""
@@ -43,6 +44,14 @@ class _Monitor:
 
     def request_stop(self) -> None:
         self.stop = True
+
+    def give_up(self, rank: int, step: int) -> None:
+        """Note that a rank has waited for the others in vain."""
+        self.waited.setdefault(step, set()).add(rank)
+
+    def gave_up(self, step: int) -> set[int]:
+        """Return the ranks that have."""
+        return self.waited[step]
 
     def take(self) -> list[Event]:
         """Hand over the events that nobody has taken yet."""

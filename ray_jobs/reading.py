@@ -83,6 +83,7 @@ def training_dataset(
         False  # the newer reader takes twice as long and reads small files as one block
     )
     context.execution_options.preserve_order = True
+    context.retried_io_errors = list(storage.TRANSIENT)  # Ray's own list lacks some of a store's 5xx
     dataset = ray.data.read_parquet(
         [storage.filesystem(file)[1] for file in files],
         filesystem=system,

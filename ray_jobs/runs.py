@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs
-
 from dfmvr.config import Settings, dump_settings, load_settings
 from dfmvr.data import storage
 from dfmvr.networks.parser import SHIPPED
@@ -113,9 +111,7 @@ def write_metrics(run: Run, metrics: dict[str, Any]) -> None:
 
 def checkpoint_names(checkpoints: str) -> list[str]:
     """Names of the finished checkpoints in a folder, oldest first."""
-    system, path = storage.filesystem(checkpoints)
-    infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    names = sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+    names = [uri.rpartition("/")[2] for uri in storage.list_folders(checkpoints)]
     return [name for name in names if storage.exists(storage.join(checkpoints, name, MANIFEST_FILE))]
 
 
@@ -156,14 +152,14 @@ def best_checkpoint(checkpoints: str) -> tuple[str, TrainingState] | None:
     return states[-1] if states else None
 
 
-def store_checkpoint(folder: Path, checkpoints: str, name: str, attempts: int = 3) -> None:
+def store_checkpoint(folder: Path, checkpoints: str, name: str) -> None:
     """Copy a local checkpoint folder to storage, the manifest last.
 
     Raises:
-        OSError: the storage failed `attempts` times.
+        StorageError: the storage goes on failing.
     """
     for file in sorted(folder.iterdir(), key=lambda file: file.name == MANIFEST_FILE):
-        _write_with_retries(storage.join(checkpoints, name, file.name), file.read_bytes(), attempts)
+        storage.write_bytes(storage.join(checkpoints, name, file.name), file.read_bytes())
 
 
 def fetch_checkpoint(checkpoints: str, name: str, folder: Path) -> None:
@@ -218,14 +214,3 @@ def with_absolute_data(settings: Settings) -> Settings:
             parser, celebamask_hq=absolute(parser.celebamask_hq), weights=absolute(parser.weights)
         ),
     )
-
-
-def _write_with_retries(uri: str, data: bytes, attempts: int) -> None:
-    for attempt in range(1, attempts + 1):
-        try:
-            storage.write_bytes(uri, data)
-            return
-        except OSError:
-            if attempt == attempts:
-                raise
-            time.sleep(0.5 * 4 ** (attempt - 1))

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.data
@@ -93,17 +93,18 @@ def preflight(training: TrainingSettings, resources: Mapping[str, float]) -> Non
     """
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     each = worker_cpus(training, cpus)
-    needed = training.workers * each + _READER_CPUS
+    fewest = training.min_workers or training.workers
+    needed = fewest * each + _READER_CPUS
     if each <= 0 or needed > cpus:
         wanted = f"more than {_READER_CPUS:g}" if each <= 0 else f"at least {needed:g}"
         raise PreflightError(
-            f"{training.workers} training workers of {max(each, 0):g} CPUs, and {_READER_CPUS:g} CPU to read "
+            f"{fewest} training workers of {max(each, 0):g} CPUs, and {_READER_CPUS:g} CPU to read "
             f"data: expected a cluster of {wanted} CPUs, got {cpus:g}; lower training.workers or "
             "training.cpus_per_worker (0 shares the CPUs out), or start Ray with more logical CPUs"
         )
-    if training.use_gpu and gpus < training.workers:
+    if training.use_gpu and gpus < fewest:
         raise PreflightError(
-            f"training.use_gpu: expected {training.workers} GPUs, one a worker, got {gpus:g} in the cluster; "
+            f"training.use_gpu: expected {fewest} GPUs, one a worker, got {gpus:g} in the cluster; "
             "lower training.workers or set training.use_gpu=false"
         )
 
@@ -113,4 +114,6 @@ def scaling_config(training: TrainingSettings, resources: Mapping[str, float]) -
     each: dict[str, float] = {"CPU": worker_cpus(training, resources.get("CPU", 0.0))}
     if training.use_gpu:
         each["GPU"] = 1.0
-    return ScalingConfig(num_workers=training.workers, use_gpu=training.use_gpu, resources_per_worker=each)
+    fewest = training.min_workers or training.workers
+    wanted: Any = training.workers if fewest == training.workers else (fewest, training.workers)
+    return ScalingConfig(num_workers=wanted, use_gpu=training.use_gpu, resources_per_worker=each)

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = choose_run(arguments)
         manifest = check_data(run.settings)
         if not is_finished(run):
+            storage.check_writable(run.uri.rpartition("/")[0])  # of all runs: none is begun yet
             scaling.init_ray(arguments.address)
             stop_on_signals(stop)
             train(run, manifest, stop)
@@ -251,12 +253,16 @@ def fit(
     print(f"run {run.id} in {run.uri}: {job.steps_per_epoch} steps an epoch, {job.total_steps} in all")
     asked = False
     with Progress(run, job.total_steps, before.step if before else 0) as progress:
+        silence = Silence(run.settings.training.hang_timeout_s)
         while fitting.is_running(wait=0.3):
             if stop is not None and stop.is_set() and not asked:
                 asked = True
                 progress.say("stopping after this step; a second Ctrl-C ends at once, without a checkpoint")
                 monitor.request_stop.remote()
-            _pass_on(ray.get(monitor.take.remote()), progress, watch)
+            events: list[Event] = ray.get(monitor.take.remote())
+            if words := silence.notice(events):
+                progress.say(words)
+            _pass_on(events, progress, watch)
         _pass_on(ray.get(monitor.take.remote()), progress, watch)
     ray.kill(monitor)
     if progress.fatal or fitting.error is not None:
@@ -279,7 +285,9 @@ def build_trainer(
             enable_shard_locality=False,
         ),
         scaling_config=scaling.scaling_config(training, resources),
-        torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if training.use_gpu else "gloo", timeout_s=training.hang_timeout_s
+        ),
         run_config=ray.train.RunConfig(
             name="checkpoints",  # a folder of the run; Ray goes on by itself with what it finds there
             storage_path=path,
@@ -317,6 +325,31 @@ def epoch_to_go_on_with(checkpoints: str) -> int:
 def open_validation_data(settings: DataSettings) -> Dataset:
     """Open the validation split in stored order, with the true vertices."""
     return training_dataset(settings, "validation", truth=("dense_vertices",))
+
+
+class Silence:
+    """Notices that nothing is heard of a run.
+
+    Args:
+        limit_s: seconds after which that is worth telling.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s, self._heard_at, self._last = limit_s, time.monotonic(), "the start"
+
+    def notice(self, events: Sequence[Event]) -> str:
+        """Take the newest events; return words about a long silence, once each time the limit has passed."""
+        now = time.monotonic()
+        if events:
+            self._last = f"step {events[-1].step}"
+        elif now - self._heard_at <= self._limit_s:
+            return ""
+        self._heard_at = now
+        if events:
+            return ""
+        return (
+            f"nothing heard of training for {self._limit_s:g} s since {self._last}: does it wait for nodes?"
+        )
 
 
 class Fitting:

@@ -49,9 +49,14 @@ from dfmvr.types import ViewBatch
 from ray_jobs.monitor import Event, Post
 from ray_jobs.reading import iterate_batches, steps_per_epoch, validation_batches
 from ray_jobs.runs import Run, fetch_checkpoint, newest_intact_checkpoint, store_checkpoint
+from ray_jobs.survival import Alarm, PreemptionWatch, is_timeout, keep_batches, missing_ranks, suspects
 
 _FATAL = (NonFiniteLossError, TooManyBadRows, CheckpointError, WeightsError)
 """Errors that would come again: the run ends in place of restarting its workers."""
+
+_BATCHES_KEPT = 3
+"""Batches of skipped steps that a worker keeps for inspection."""
+_SAMPLES_TOLD = 8
 
 _NOT_VALIDATED = sys.float_info.max
 """Validation loss that ranks last; Ray would store infinity as null, and fail on that when resuming."""
@@ -102,6 +107,10 @@ def work(worker: Worker) -> None:
         pass
     except _FATAL as error:
         worker.tell("fatal", message=f"{type(error).__name__}: {error}", now=True)
+    except RuntimeError as error:
+        if is_timeout(error):
+            worker.tell_who_hangs()
+        raise
     worker.tell("end", now=True)
 
 
@@ -134,9 +143,12 @@ class Worker:
         self.start_id = secrets.token_hex(2)
         self.saved_at = (-1, -1)
         self.epoch_losses: list[float] = []
-        self.samples_per_step = (
-            self.settings.data.batch_size * self.settings.training.accumulate * self.world_size
-        )
+        training, batch_size = self.settings.training, self.settings.data.batch_size
+        self.batches_per_step = training.batches_per_step(self.world_size)
+        self.samples_per_step = batch_size * self.batches_per_step * self.world_size
+        self.rate_factor = self.samples_per_step / (batch_size * training.accumulate * training.workers)
+        self.preemption = PreemptionWatch()
+        self.batches_kept = 0
         self.pace = Pace(self.samples_per_step)
 
     def build(self) -> str:
@@ -188,12 +200,19 @@ class Worker:
         Returns:
             Whether the end was reached; False when somebody wanted to stop.
         """
+        with Alarm(2 * self.settings.training.hang_timeout_s) as alarm:
+            return self._train_epoch(alarm)
+
+    def _train_epoch(self, alarm: Alarm) -> bool:
         batches = self._training_batches()
         every = self.settings.training.checkpoint_every_steps
         self.pace.start()
         while True:
-            group, error = _next_group(batches, self.settings.training.accumulate)
-            ended, stop, failed = self._agree(not group, self.post.stop_requested, error is not None)
+            alarm.rewind()
+            group, error = _next_group(batches, self.batches_per_step)
+            ended, stop, failed, ask = self._agree(
+                not group, self.post.stop_requested, error is not None, self.preemption.is_due()
+            )
             if failed:
                 raise error or PeerFailedError
             if ended:
@@ -202,6 +221,9 @@ class Worker:
                 return False
             self._step([batch.to(self.device) for batch in group])
             done = self.state.samples_in_epoch // self.samples_per_step
+            if ask and (news := self.preemption.ask()):
+                self.tell("warning", message=f"{news}; a checkpoint is written now", now=True)
+                self.save({})
             if self.state.step % every == 0 and done < self.job.steps_per_epoch:
                 self.save({})
                 self.pace.start()
@@ -258,17 +280,49 @@ class Worker:
 
     def _step(self, batches: list[ViewBatch]) -> None:
         step = self.state.step
-        learning_rate = learning_rate_at(step, self.job.total_steps, self.settings.optimiser)
+        # A step of more or fewer samples than the settings' is as much longer or shorter (Goyal et al. 2017).
+        learning_rate = self.rate_factor * learning_rate_at(
+            step, self.job.total_steps, self.settings.optimiser
+        )
         set_learning_rate(self.optimiser, learning_rate)
         self.pace.mark_data()
         result = self.optimise(batches)
         self.pace.mark_step()
         samples = self.state.samples_in_epoch + self.samples_per_step
         self.state = dataclasses.replace(self.state, step=step + 1, samples_in_epoch=samples)
-        if not result.skipped:
+        if result.skipped:
+            self._tell_skipped(batches, result)
+        else:
             self.epoch_losses.append(result.loss)
         self._tell_step(result, learning_rate)
         self.skips.count(result, self.state.step)
+
+    def _tell_skipped(self, batches: list[ViewBatch], result: StepResult) -> None:
+        """Tell of a skipped step where its cause is, and keep the batches of the first ones."""
+        bad = result.bad_terms
+        somewhere = any(self._agree(bool(bad)))
+        if somewhere and not bad:
+            return  # the cause is another worker's
+        what = f"term {', '.join(bad)}" if bad else "gradients of finite terms"
+        text = f"step {self.state.step} skipped: rank {self.rank}, {what} not finite; samples "
+        text += ", ".join(suspects(batches)[:_SAMPLES_TOLD])
+        if self.batches_kept < _BATCHES_KEPT:
+            self.batches_kept += 1
+            name = f"not-finite-step{self.state.step}-rank{self.rank}"
+            try:
+                text += f"; kept in {keep_batches(self.job.run.path('logs'), name, batches)}"
+            except OSError as error:
+                text += f"; not kept: {error}"
+        self.tell("warning", message=text)
+
+    def tell_who_hangs(self) -> None:
+        """Tell which workers did not answer this one and others."""
+        missing = missing_ranks(self.job.monitor, self.rank, self.world_size, self.state.step)
+        if missing is not None:
+            seconds = self.settings.training.hang_timeout_s
+            ranks = ", ".join(map(str, missing)) or "unknown"
+            text = f"no answer within {seconds} s after step {self.state.step} from rank {ranks}"
+            self.tell("warning", message=f"{text}; the workers are started anew", now=True)
 
     def optimise(self, batches: list[ViewBatch]) -> StepResult:
         """Move the weights once."""

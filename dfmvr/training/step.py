@@ -30,6 +30,9 @@ class TrainingSettings:
     """Passes over the training split."""
     workers: int = 2
     """Training processes; each takes data.batch_size samples a step."""
+    min_workers: int = 0
+    """Go on with as few as this many while nodes are missing, and take more as they come: more batches are
+    then accumulated, so that a step is of as many samples as before. 0: all `workers` or none."""
     cpus_per_worker: float = 0.0
     """CPUs that a worker claims of the Ray cluster; 0 shares them out, leaving one for reading data."""
     render_from: float = 0.0
@@ -60,6 +63,9 @@ class TrainingSettings:
     """Worker failures after which the run gives up; -1 for never."""
     max_skipped_in_a_row: int = 10
     """Steps in a row with a non-finite loss after which the run gives up."""
+    hang_timeout_s: int = 600
+    """Seconds that workers wait for each other before they are started anew; more than a checkpoint or a
+    first compiled step takes. A worker whose own step, or wait for data, takes twice as long ends itself."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -70,9 +76,15 @@ class TrainingSettings:
             "keep",
             "validate_every_epochs",
             "max_skipped_in_a_row",
+            "hang_timeout_s",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name}: expected >= 1, got {getattr(self, name)}")
+        if not 0 <= self.min_workers <= self.workers:
+            raise ValueError(
+                f"training.min_workers: expected 0 to training.workers ({self.workers}), "
+                f"got {self.min_workers}"
+            )
         for name in ("render_from", "mask_from"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"training.{name}: expected 0 <= share < 1, got {getattr(self, name)}")
@@ -88,6 +100,13 @@ class TrainingSettings:
             raise ValueError(f"training.max_failures: expected >= -1, got {self.max_failures}")
         if not self.runs:
             raise ValueError("training.runs: expected a folder or s3:// address, got an empty string")
+
+    def batches_per_step(self, world_size: int) -> int:
+        """Return the batches that each of `world_size` workers accumulates: the step's samples stay the same.
+
+        Where `workers` is no multiple of `world_size`, they stay nearly the same.
+        """
+        return max(1, round(self.accumulate * self.workers / world_size))
 
     def losses_at(self, step: int, total_steps: int, losses: LossSettings) -> LossSettings:
         """Return the weights of a step (index from 0), without the terms that begin later."""
@@ -111,6 +130,11 @@ class StepResult:
     """The loss's weighted terms by name."""
     gradient_norm: float
     """L2 norm before clipping, the same on every worker."""
+
+    @property
+    def bad_terms(self) -> list[str]:
+        """Names of this worker's terms that are not finite."""
+        return [name for name, value in self.terms.items() if not math.isfinite(value)]
 
     @property
     def skipped(self) -> bool:
@@ -172,7 +196,7 @@ class SkipCounter:
         self.total += 1
         self.in_a_row += 1
         if self.in_a_row >= self.max_in_a_row:
-            bad = [name for name, value in result.terms.items() if not math.isfinite(value)]
+            bad = result.bad_terms
             cause = f"term {', '.join(bad)}" if bad else "gradients of finite terms, or another worker's loss"
             raise NonFiniteLossError(
                 f"step {step}: {self.in_a_row} steps in a row were not finite ({cause}); "

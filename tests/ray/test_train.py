@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from dfmvr.config import Settings, config_hash, dump_settings
 from dfmvr.data import storage
@@ -23,7 +25,17 @@ from dfmvr.training.optim import OptimiserSettings
 from dfmvr.training.step import TrainingSettings
 from ray_jobs.monitor import Event
 from ray_jobs.runs import Run, checkpoint_names, checkpoint_state, new_run, open_run
-from ray_jobs.train import STOPPED, Outcome, check_data, finish, is_finished, main, parse, train
+from ray_jobs.train import (
+    STOPPED,
+    Outcome,
+    TrainingFailedError,
+    check_data,
+    finish,
+    is_finished,
+    main,
+    parse,
+    train,
+)
 
 CHECKPOINT_EVERY = 3
 STEPS_PER_EPOCH = 12
@@ -64,6 +76,10 @@ def train_and_watch(
 
     train(run, read_manifest(run.settings.data.uri), stop, watch)
     return run, finish(run), events
+
+
+def losses_by_step(events: list[Event]) -> dict[int, float]:
+    return {event.step: event.values["loss"] for event in events if event.kind == "step"}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +133,57 @@ def test_a_killed_worker_costs_at_most_one_checkpoint_interval(finished: Watched
     assert starts[1].step >= killed_at[0] - CHECKPOINT_EVERY
     assert outcome.metrics["step"] == 3 * STEPS_PER_EPOCH
     assert outcome.metrics["history"][-1]["val_loss"] == pytest.approx(undisturbed, rel=0.01)
+    expected = losses_by_step(finished[2])
+    again_done = losses_by_step(events[events.index(starts[1]) :])
+    assert len(again_done) >= STEPS_PER_EPOCH
+    for step, loss in again_done.items():
+        assert loss == pytest.approx(expected[step], rel=1e-5), f"step {step}"
+
+
+@pytest.mark.ray
+def test_a_worker_that_hangs_is_named_and_replaced(finished: Watched, tmp_path: Path) -> None:
+    settings = finished[0].settings
+    training = dataclasses.replace(settings.training, runs=str(tmp_path), epochs=2, hang_timeout_s=6)
+    run = new_run(dataclasses.replace(settings, training=training), "hung")
+    pids: list[int] = []
+
+    def hang(event: Event) -> None:
+        if event.kind == "start":
+            pids.append(int(event.values["pid"]))
+        if event.kind == "step" and event.step == CHECKPOINT_EVERY + 1 and len(pids) == 1:
+            os.kill(pids[0], signal.SIGSTOP)
+
+    _, outcome, events = train_and_watch(run, hang)
+    assert len(pids) == 2
+    told = [event.message for event in events if event.kind == "warning" and "no answer" in event.message]
+    assert len(told) == 1
+    assert "no answer within 6 s" in told[0]
+    assert "from rank 0" in told[0]
+    assert outcome.metrics["step"] == 2 * STEPS_PER_EPOCH
+
+
+@pytest.mark.ray
+def test_steps_that_are_not_finite_name_rank_samples_and_term(finished: Watched, tmp_path: Path) -> None:
+    settings = finished[0].settings
+    run = new_run(
+        dataclasses.replace(
+            settings,
+            optimiser=OptimiserSettings(learning_rate=1e30, warmup_steps=0, final_learning_rate=0.0),
+            training=dataclasses.replace(settings.training, runs=str(tmp_path), max_skipped_in_a_row=4),
+        ),
+        "diverged",
+    )
+    events: list[Event] = []
+    with pytest.raises(TrainingFailedError, match="4 steps in a row were not finite"):
+        train(run, read_manifest(run.settings.data.uri), watch=events.append)
+    told = [event.message for event in events if "skipped: rank" in event.message]
+    assert any("rank 0, term" in text for text in told)
+    assert all(re.search(r"samples s\d{3}-e00, s\d{3}-e00; ", text) for text in told)
+    kept = sorted(Path(run.path("logs")).glob("not-finite-*-rank0.safetensors"))
+    assert len(kept) == 3
+    with safe_open(kept[0], "pt") as batch:
+        assert batch.get_tensor("0/images").shape == (2, 3, 3, 32, 32)
+        assert batch.metadata()["0/sample_ids"].count("\n") == 1
 
 
 @pytest.mark.slow
