@@ -103,7 +103,7 @@ def of_one_core(rows: list[dict[str, Any]], size: int) -> dict[str, float]:
         "augment": lambda: augment(at_small, data, step_generator(SEED)),
         "step": lambda: train_step(model, [made_up], adam, small.losses, 1.0),
     }
-    times = time_in_turn(sides, rounds=7)
+    times = time_in_turn(sides, rounds=5, warm_up=1)
     scale = (small.data.image_size / size) ** 2
     return {
         "decode_samples_per_second": PEOPLE / statistics.median(times["decode"]) * 1e3,

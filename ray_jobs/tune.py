@@ -128,7 +128,7 @@ def run_sweep(sweep: Sweep) -> ResultGrid:
                 name=_TUNE,
                 storage_path=path,
                 storage_filesystem=system,
-                callbacks=[SweepProgress(count_trials(sweep))],
+                callbacks=[SweepProgress(sweep, count_trials(sweep))],
                 verbose=0,
             ),
         )

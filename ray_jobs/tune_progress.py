@@ -8,21 +8,27 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from ray_jobs.tune_space import Point
+from ray_jobs.tune_sweep import Sweep
 
 
 class SweepProgress(Callback):
-    """Prints lines; Ray Tune calls it.
+    """Prints lines, and keeps the trials' order; Ray Tune calls it.
 
     Args:
-        count: trials of the whole sweep.
+        sweep: the sweep.
+        count: its trials in all.
     """
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, sweep: Sweep, count: int) -> None:
+        self._sweep, self._count = sweep, count
+        self._order = sweep.trial_order()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tell a trial's number and point."""
-        number = trials.index(trial) + 1
+        if trial.trial_id not in self._order:
+            self._order.append(trial.trial_id)
+            self._sweep.write_trial_order(self._order)
+        number = self._order.index(trial.trial_id) + 1
         print(f"trial {number} of {self._count} ({trial.trial_id}): {describe(trial.config)}", flush=True)
 
     def on_trial_result(

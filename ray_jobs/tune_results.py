@@ -127,7 +127,12 @@ def summarise(sweep: Sweep, results: ResultGrid, count: int) -> Summary:
         results: Tune's.
         count: trials planned.
     """
-    trials = tuple(_row(sweep, index + 1, results[index]) for index in range(len(results)))
+    place = {trial_id: index for index, trial_id in enumerate(sweep.trial_order())}
+    ordered = sorted(
+        (results[index] for index in range(len(results))),
+        key=lambda result: place.get(Path(result.path).name, len(place)),
+    )
+    trials = tuple(_row(sweep, number, result) for number, result in enumerate(ordered, start=1))
     epochs = max(base.training.epochs for base in sweep.bases.values())
     summary = Summary(trials, count, epochs, sweep.tune.objectives)
     values, epoch, comparable = comparable_figures(trials)

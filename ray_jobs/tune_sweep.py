@@ -7,6 +7,7 @@ the base among it: the files that the sweep was started from may change or vanis
 from __future__ import annotations
 
 import dataclasses
+import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from ray_jobs.tune_settings import TuneSettings, load_sweep_settings
 from ray_jobs.tune_space import Point, Space, parse_space
 
 SWEEP_FILE = "sweep.yaml"
+ORDER_FILE = "order.json"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,15 @@ class Sweep:
     def path(self, *parts: str) -> str:
         """Address of something in the sweep's folder."""
         return storage.join(self.uri, *parts)
+
+    def trial_order(self) -> list[str]:
+        """Return the trials' ids in the order of their first start."""
+        uri = self.path(ORDER_FILE)
+        return list(json.loads(storage.read_bytes(uri))) if storage.exists(uri) else []
+
+    def write_trial_order(self, trial_ids: Sequence[str]) -> None:
+        """Keep the order, which Ray Tune forgets when a sweep goes on."""
+        storage.write_bytes(self.path(ORDER_FILE), json.dumps(trial_ids).encode())
 
     def settings_at(self, point: Point) -> Settings:
         """Settings of a point, as the sweep's files would give them."""

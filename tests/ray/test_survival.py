@@ -84,7 +84,7 @@ def test_an_elastic_run_needs_only_its_fewest_workers() -> None:
     training = TrainingSettings(workers=4, min_workers=1, cpus_per_worker=2)
     preflight(training, {"CPU": 3.0})
     assert scaling_config(training, {"CPU": 3.0}).num_workers == (1, 4)
-    with pytest.raises(PreflightError, match="1 training workers of 2 CPUs.*at least 3 CPUs, got 2"):
+    with pytest.raises(PreflightError, match=r"1 training workers of 2 CPUs.*at least 3 CPUs, got 2"):
         preflight(training, {"CPU": 2.0})
     assert scaling_config(dataclasses.replace(training, min_workers=4), {"CPU": 9.0}).num_workers == 4
 

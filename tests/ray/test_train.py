@@ -140,10 +140,11 @@ def test_a_killed_worker_costs_at_most_one_checkpoint_interval(finished: Watched
         assert loss == pytest.approx(expected[step], rel=1e-5), f"step {step}"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_worker_that_hangs_is_named_and_replaced(finished: Watched, tmp_path: Path) -> None:
     settings = finished[0].settings
-    training = dataclasses.replace(settings.training, runs=str(tmp_path), epochs=2, hang_timeout_s=6)
+    training = dataclasses.replace(settings.training, runs=str(tmp_path), epochs=2, hang_timeout_s=25)
     run = new_run(dataclasses.replace(settings, training=training), "hung")
     pids: list[int] = []
 
@@ -157,7 +158,7 @@ def test_a_worker_that_hangs_is_named_and_replaced(finished: Watched, tmp_path: 
     assert len(pids) == 2
     told = [event.message for event in events if event.kind == "warning" and "no answer" in event.message]
     assert len(told) == 1
-    assert "no answer within 6 s" in told[0]
+    assert "no answer within 25 s" in told[0]
     assert "from rank 0" in told[0]
     assert outcome.metrics["step"] == 2 * STEPS_PER_EPOCH
 
@@ -178,7 +179,7 @@ def test_steps_that_are_not_finite_name_rank_samples_and_term(finished: Watched,
         train(run, read_manifest(run.settings.data.uri), watch=events.append)
     told = [event.message for event in events if "skipped: rank" in event.message]
     assert any("rank 0, term" in text for text in told)
-    assert all(re.search(r"samples s\d{3}-e00, s\d{3}-e00; ", text) for text in told)
+    assert all(re.search(r"samples s\d{3}-e00, s\d{3}-e00", text) for text in told)
     kept = sorted(Path(run.path("logs")).glob("not-finite-*-rank0.safetensors"))
     assert len(kept) == 3
     with safe_open(kept[0], "pt") as batch:

@@ -390,5 +390,6 @@ def test_a_killed_sweep_goes_on_where_it_was(small_dataset: Path, tmp_path: Path
     assert told[-1] == 12
     metrics = json.loads((tmp_path / "runs" / "mine" / "metrics.json").read_text())
     assert [trial["status"] for trial in metrics["trials"]] == ["finished"] * 3
+    assert [trial["id"] for trial in metrics["trials"]][: len(ids)] == ids, "another order"
     for trial in metrics["trials"]:
         assert [epoch for epoch, _ in trial["curve"]] == list(range(1, 13))
