@@ -152,27 +152,6 @@ def test_the_manifest_is_stored_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(written) == 4
 
 
-def test_storing_tries_again_and_then_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = started_run(tmp_path, "mine")
-    real, failures = storage.write_bytes, 2
-
-    def flaky(uri: str, data: bytes) -> None:
-        nonlocal failures
-        if failures:
-            failures -= 1
-            raise StorageError(f"cannot write {uri}: 503")
-        real(uri, data)
-
-    monkeypatch.setattr(storage, "write_bytes", flaky)
-    monkeypatch.setattr("ray_jobs.runs.time.sleep", lambda seconds: None)
-    add_checkpoint(run, tmp_path, 1)
-    assert len(checkpoint_names(run.checkpoints)) == 1
-    failures = 3
-    with pytest.raises(StorageError, match="503"):
-        add_checkpoint(run, tmp_path, 2)
-    assert len(checkpoint_names(run.checkpoints)) == 1
-
-
 def test_a_run_in_object_storage(s3_server: str, tmp_path: Path) -> None:
     run = started_run(f"{s3_server}/runs", "mine")
     name = add_checkpoint(run, tmp_path, 3)
