@@ -9,7 +9,6 @@ import torch
 from dfmvr.config import Settings, SettingsError
 from dfmvr.data import storage
 from dfmvr.data.settings import DataSettings
-from dfmvr.data.storage import StorageError
 from dfmvr.training.checkpoint import CheckpointError, TrainingState, read_state, save_checkpoint
 from dfmvr.training.optim import OptimiserSettings, build_optimiser
 from dfmvr.training.step import TrainingSettings
