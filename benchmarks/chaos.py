@@ -28,12 +28,12 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from benchmarks.common import report
+from benchmarks.common import machine, report
 
 SEED = 7
 EVERY = 10
 """Steps between checkpoints."""
-EPOCHS = 20
+EPOCHS = 15
 SUBJECTS = 100
 MARK = "DFMVR_CHAOS"
 NODE_MARK = "DFMVR_CHAOS_NODE"
@@ -45,7 +45,7 @@ OVERRIDES = (
     *("data.batch_size=4", "data.shuffle_rows=32", "network.width=0.0625"),
     *("network.regressor_width=0.0625", f"training.epochs={EPOCHS}", "training.workers=2"),
     *(f"training.checkpoint_every_steps={EVERY}", "training.cpus_per_worker=0.5", "training.max_failures=-1"),
-    *("optimiser.warmup_steps=5", "training.render_from=0.9", "training.hang_timeout_s=20"),
+    *("optimiser.warmup_steps=5", "training.render_from=0.9", "training.hang_timeout_s=60"),
 )
 
 
@@ -433,11 +433,8 @@ def environment() -> dict[str, str]:
 
 def table(results: dict[str, dict[str, Any]], scenarios: dict[str, Callable[[Attack], None]]) -> str:
     """Return the results as a Markdown table."""
-    lines = [
-        "| what happens | finished | starts of the driver | steps repeated | loss of a step differs by | "
-        "last validation loss | seconds |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    run = f"{EPOCHS} epochs, two workers on {machine()['cores']} cores, a checkpoint every {EVERY} steps"
+    lines = [f"{HEAD.format(run=run)}|---|---|---|---|---|---|---|"]
     for name, result in results.items():
         what = (scenarios.get(name, undisturbed).__doc__ or "").strip()
         if "skipped" in result:
@@ -454,6 +451,14 @@ def table(results: dict[str, dict[str, Any]], scenarios: dict[str, Callable[[Att
     return "\n".join(lines) + "\n"
 
 
+HEAD = """# What survives, and what it costs
+
+Written by `python -m benchmarks.chaos --markdown FILE`: the same small run ({run})
+under each attack, against the run that nothing disturbs. *Repeated* steps were done again, after going back
+to a checkpoint; *difference*: the largest relative one of a step's training loss. Seconds hold Ray's starts.
+
+| what happens | finished | starts | repeated | difference | last validation loss | seconds |
+"""
 NOTES = ("kills", "checkpoint_on_notice")
 
 

@@ -3,9 +3,10 @@
     python -m benchmarks.serve_load [--seconds 20] [--requests 5000]
 
 Everything runs on this machine: a Ray Serve of its own, and the clients beside it, which share the cores with
-the model; `bare` is the Predictor in one process with the replica's number of threads, on decoded pictures,
-and `bare_beside_busy` the same while programs that only count keep the other cores busy: what the cores share
-(caches, clock, execution units of hyperthreads) is lost to anything that runs beside the model.
+the model. `predictor` is the Predictor in one process with the replica's number of threads, on decoded
+pictures, meshes included; `bare` leaves out the meshes, as JSON answers do; `bare_beside_busy` is that while
+programs that only count keep the other cores busy: what the cores share (caches, clock, execution units of
+hyperthreads) is lost to anything that runs beside the model.
 In turn: one client; as many as fill the batches (in rounds with the bare model); 80 % of that rate; far more
 than fits; `--requests` requests while the replica's memory is read; two replicas while one is killed, and
 while the application is deployed anew. Each phase's figures go to stderr when it ends.
@@ -43,7 +44,7 @@ from ray import serve
 from benchmarks.common import report
 from dfmvr.data.datasets.synthetic import SyntheticSettings, render_sample
 from dfmvr.predictor import Photo, Predictor
-from dfmvr.types import VIEW_NAMES
+from dfmvr.types import VIEW_NAMES, ViewBatch
 from serve.app import build
 from serve.engine import Engine
 from serve.settings import ServeSettings
@@ -164,20 +165,27 @@ def in_rounds(bodies: list[Body], photos: list[dict[str, np.ndarray]], seconds: 
     engine = Engine(ServeSettings(landmarks="none"))
     inputs = [{name: Photo(image) for name, image in images.items()} for images in photos]
     rounds = 4
-    bare, beside, served, alone, asked = [], [], [], [], []
+    whole, bare, beside, served, alone, asked = [], [], [], [], [], []
     for _ in range(rounds):
+        whole.append(bare_rate(engine, inputs, BATCH, seconds / rounds, meshes=True))
         bare.append(bare_rate(engine, inputs, BATCH, seconds / rounds))
         with busy_cores():
             beside.append(bare_rate(engine, inputs, BATCH, seconds / rounds))
         served.append(asyncio.run(closed_loop(bodies, CLIENTS, seconds / rounds)).rate)
         alone.append(1 / bare_rate(engine, inputs, 1, seconds / rounds / 2))
         asked.append(statistics.median(asyncio.run(closed_loop(bodies, 1, seconds / rounds / 2)).latencies))
+
+    def over(rates: list[float]) -> float:
+        return statistics.median(s / b for s, b in zip(served, rates, strict=True))
+
     return {
+        "predictor_per_second": statistics.median(whole),
         "bare_per_second": statistics.median(bare),
         "bare_beside_busy_per_second": statistics.median(beside),
         "served_per_second": statistics.median(served),
-        "throughput_ratio": statistics.median(s / b for s, b in zip(served, bare, strict=True)),
-        "throughput_ratio_beside_busy": statistics.median(s / b for s, b in zip(served, beside, strict=True)),
+        "throughput_ratio": over(whole),
+        "throughput_ratio_same_work": over(bare),
+        "throughput_ratio_beside_busy": over(beside),
         "bare_p50_ms": 1e3 * statistics.median(alone),
         "p50_ms": 1e3 * statistics.median(asked),
         "p50_added_ms": 1e3 * statistics.median(a - b for a, b in zip(asked, alone, strict=True)),
@@ -269,12 +277,18 @@ class Result:
         return sum(count for status, count in self.statuses.items() if status >= least or status == 0)
 
 
-def bare_rate(engine: Engine, inputs: list[dict[str, Photo]], batch: int, seconds: float) -> float:
+def bare_rate(
+    engine: Engine, inputs: list[dict[str, Photo]], batch: int, seconds: float, *, meshes: bool = False
+) -> float:
     """Return faces a second of the Predictor alone."""
     people = itertools.cycle(inputs)
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
-        engine.predict([engine.prepare(next(people)) for _ in range(batch)])
+        views = [engine.prepare(next(people)) for _ in range(batch)]
+        if meshes:
+            engine.predictor.predict_batch(ViewBatch.concatenate([item.batch for item in views]))
+        else:
+            engine.predict(views)
         count += batch
     return count / (time.perf_counter() - start)
 
