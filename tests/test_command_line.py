@@ -33,6 +33,10 @@ POINTS = "203,101,247,104,224,125,203,140,246,141"
 
 SURFACE = {
     "": ["--help", "--version"],
+    "avatar": [
+        *["--example", "--face-model", "--front", "--front-points", "--help", "--landmarks", "--left"],
+        *["--left-points", "--model", "--out", "--right", "--right-points", "--turntable"],
+    ],
     "evaluate": [
         *["--help", "--out", "--prediction-unit", "--predictions", "--protocol", "--scan-unit", "--scans"],
     ],

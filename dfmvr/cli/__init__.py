@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from dfmvr import __version__
-from dfmvr.cli import evaluate, face_model, import_checkpoint, inspect, reconstruct, submit
+from dfmvr.cli import avatar, evaluate, face_model, import_checkpoint, inspect, reconstruct, submit
 from dfmvr.cli.errors import UserError
 from dfmvr.cli.evaluate import PROTOCOL_NAMES
-from dfmvr.cli.reconstruct import find_faces, parse_points, read_image
+from dfmvr.cli.pictures import find_faces, parse_points, read_image
 
 __all__ = [
     "PROTOCOL_NAMES",
@@ -47,6 +47,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dfmvr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (face_model, reconstruct, evaluate, inspect, import_checkpoint, submit):
+    for command in (face_model, reconstruct, avatar, evaluate, inspect, import_checkpoint, submit):
         command.add_parser(commands)
     return parser

@@ -1,0 +1,1 @@
+"""An animatable head from photographs: texture, glTF with morph targets, turntable."""

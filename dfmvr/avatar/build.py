@@ -1,0 +1,105 @@
+"""From a reconstruction and its photographs to an avatar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dfmvr.avatar.atlas import PARTS
+from dfmvr.avatar.head import ARKIT_UNITS, Head
+from dfmvr.avatar.shots import take_shots
+from dfmvr.avatar.texture import TEXTURE_SIZE, paint_texture
+from dfmvr.geometry.mesh import vertex_normals
+from dfmvr.lighting import linear_to_srgb
+from dfmvr.predictor import Photo, PreparedViews
+from dfmvr.types import Reconstruction
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Avatar:
+    """A head at rest that can move its face."""
+
+    vertices: Array
+    """[M, 3] float32 mm, model space: the person without an expression."""
+    normals: Array
+    """[M, 3] float32 unit vectors; equal on both sides of the texture's cut."""
+    source: Array
+    """[M] int64: vertices of the same number are one, divided by the texture's cut."""
+    uvs: Array
+    """[M, 2] float32, origin at the bottom left."""
+    parts: Mapping[str, Array]
+    """By atlas.PARTS: [F, 3] int64, counter-clockwise seen from outside. No two parts share a vertex."""
+    targets: Mapping[str, Array]
+    """By head.ARKIT_UNITS: [M, 3] float32 mm that full activation adds."""
+    texture: NDArray[np.uint8]
+    """[S, S, 3] sRGB albedo, the first row at the top (v = 1)."""
+
+
+def build_avatar(
+    head: Head,
+    photos: Mapping[str, Photo],
+    views: PreparedViews,
+    face: Reconstruction,
+    view_names: tuple[str, ...],
+    texture_size: int = TEXTURE_SIZE,
+) -> Avatar:
+    """Make an avatar of a reconstructed face.
+
+    Args:
+        head: of the face model that the reconstruction comes from.
+        photos: by view name, as they were prepared.
+        views: what `Predictor.prepare` made of them.
+        face: what `Predictor.reconstruct` made of that.
+        view_names: of the views of `face`, in their order.
+        texture_size: texels a side.
+    """
+    params = face.params.to("cpu")
+    with torch.inference_mode():
+        shots = take_shots(photos, views, face, view_names)
+        seen = head.model.vertices(params.identity, params.expression)
+        texture = paint_texture(head, seen, head.model.albedo(params.albedo), shots, texture_size)
+        colours = linear_to_srgb(torch.from_numpy(texture.albedo)).numpy()
+        return pose_head(head, params.identity, np.round(colours * 255).astype(np.uint8))
+
+
+def pose_head(head: Head, identity: Tensor, texture: NDArray[np.uint8]) -> Avatar:
+    """Give a person's head at rest its texture.
+
+    Args:
+        head: the rig.
+        identity: [80].
+        texture: [S, S, 3] sRGB.
+    """
+    model, atlas = head.model, head.atlas
+    vertices = model.vertices(identity, identity.new_zeros(len(model.expression_basis)))
+    normals = vertex_normals(vertices, model.triangles)
+    return Avatar(
+        vertices=vertices.numpy()[atlas.source],
+        normals=normals.numpy()[atlas.source],
+        source=atlas.source,
+        uvs=atlas.uvs,
+        parts={name: atlas.triangles[atlas.parts == index] for index, name in enumerate(PARTS)},
+        targets={
+            name: unit[atlas.source] for name, unit in zip(ARKIT_UNITS, head.units.numpy(), strict=True)
+        },
+        texture=texture,
+    )
+
+
+def texture_at(avatar: Avatar, uvs: Array) -> Array:
+    """Return the texture's colours [K, 3], sRGB in [0, 255], at texture coordinates [K, 2]."""
+    from scipy.ndimage import map_coordinates
+
+    size = len(avatar.texture)
+    places = np.stack([size * (1 - uvs[:, 1]) - 0.5, size * uvs[:, 0] - 0.5])
+    channels = np.moveaxis(avatar.texture, -1, 0)
+    values = [map_coordinates(channel, places, np.float32, order=1, mode="nearest") for channel in channels]
+    return np.stack(values, 1)
