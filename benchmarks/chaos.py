@@ -33,7 +33,7 @@ from benchmarks.common import machine, report
 SEED = 7
 EVERY = 10
 """Steps between checkpoints."""
-EPOCHS = 15
+EPOCHS = 8
 SUBJECTS = 100
 MARK = "DFMVR_CHAOS"
 NODE_MARK = "DFMVR_CHAOS_NODE"
