@@ -119,6 +119,7 @@ class Attack:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{self.name}: step {step} does not come\n{self.log[-2000:]}")
             time.sleep(0.2)
+        time.sleep(1.0)  # some steps further, which are lost then
 
     def step(self) -> int:
         """Return the newest step of a stored checkpoint."""
