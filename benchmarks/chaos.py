@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,10 +282,10 @@ def cluster(attack: Attack) -> Iterator[None]:
             start_node(attack, name)
         yield
     finally:
-        for binary in ("raylet", "gcs_server"):
-            for pid in attack.pids(title_of(binary)):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in attack.pids(""):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(5)
 
 
 def start_node(attack: Attack, name: str) -> None:
@@ -334,28 +335,31 @@ def main() -> None:
     parser.add_argument("--only", default="", help=f"some of {', '.join(scenarios)}, chaos (default: all)")
     parser.add_argument("--kills", type=int, default=20, help="of the scenario chaos (%(default)d)")
     parser.add_argument("--markdown", type=Path, help="write the table here, too")
-    parser.add_argument("--keep", type=Path, help="work in this folder, and leave it")
+    parser.add_argument("--keep", type=Path, help="work in this folder, leave it, and go on with what it has")
     options = parser.parse_args()
     scenarios["chaos"] = chaos(options.kills)
     wanted = [name for name in options.only.split(",") if name] or list(scenarios)
     if unknown := set(wanted) - set(scenarios):
         parser.error(f"--only: expected some of {', '.join(scenarios)}, got {', '.join(sorted(unknown))}")
-    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         folder = options.keep or Path(temporary)
         make_data(folder)
-        peace = Peace({}, 0.0, 0.0)
+        kept = folder / "results.json"
+        results: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
+        peace = Peace({}, 0.0)
         for name in (PEACE, *wanted):
             attack = Attack(folder, name, environment())
-            scenario = scenarios.get(name, undisturbed)
-            try:
-                results[name] = carry_out(attack, scenario, peace)
-            except NotPossible as error:
-                results[name] = {"skipped": str(error)}
+            if name not in results:
+                shutil.rmtree(attack.run, ignore_errors=True)
+                try:
+                    results[name] = carry_out(attack, scenarios.get(name, undisturbed), peace)
+                except NotPossible as error:
+                    results[name] = {"skipped": str(error)}
+                kept.write_text(json.dumps(results))
+                print(name, json.dumps(results[name]), file=sys.stderr, flush=True)
             if name == PEACE:
                 last = attack.metrics["history"][-1]["val_loss"]
-                peace = Peace(dict(attack.losses()), last, results[name]["seconds"])
-            print(name, json.dumps(results[name]), file=sys.stderr, flush=True)
+                peace = Peace(dict(attack.losses()), last)
     if options.markdown:
         options.markdown.write_text(table(results, scenarios))
     report("chaos", results, epochs=EPOCHS, checkpoint_every_steps=EVERY, workers=2, seed=SEED)
@@ -368,7 +372,6 @@ class Peace:
     losses: dict[int, float]
     """By step."""
     val_loss: float
-    seconds: float
 
 
 class NotPossible(RuntimeError):
@@ -406,7 +409,7 @@ def carry_out(attack: Attack, scenario: Callable[[Attack], None], peace: Peace) 
 def small_disk(attack: Attack) -> Iterator[None]:
     """Put the run on a disk of its own."""
     attack.run.mkdir(parents=True)
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(attack.run)]
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(attack.run)]
     if subprocess.run(mounted, check=False, capture_output=True).returncode:
         raise NotPossible("a tmpfs cannot be mounted")
     try:

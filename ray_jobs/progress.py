@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +17,8 @@ from tqdm import tqdm
 from ray_jobs.monitor import Event
 from ray_jobs.runs import Run, upload_folder
 
+LOG_PAUSE_S = 20.0
+"""Between attempts at logs that cannot be written."""
 TERMS_SHOWN = 4
 """Largest terms of the loss in the bar; TensorBoard has them all."""
 
@@ -31,8 +35,9 @@ class Progress:
     def __init__(self, run: Run, total_steps: int, first_step: int) -> None:
         self._run = run
         self._temporary = tempfile.TemporaryDirectory() if "://" in run.uri else None
-        folder = self._temporary.name if self._temporary else run.path("logs")
-        self._writer = SummaryWriter(folder, purge_step=first_step)
+        self._folder = self._temporary.name if self._temporary else run.path("logs")
+        self._writer = SummaryWriter(self._folder, purge_step=first_step)
+        self._broken_until = 0.0
         self._bar = tqdm(
             total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stdout,
             mininterval=0.5 if sys.stdout.isatty() else 15.0,
@@ -46,7 +51,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-        self._writer.close()
+        with contextlib.suppress(OSError):  # told when it began
+            self._writer.close()
         if self._temporary:
             upload_folder(Path(self._temporary.name), self._run.path("logs"))
             self._temporary.cleanup()
@@ -80,5 +86,13 @@ class Progress:
         self._bar.set_postfix_str(" ".join(figures), refresh=False)
 
     def _scalars(self, group: str, event: Event) -> None:
-        for name, value in event.values.items():
-            self._writer.add_scalar(f"{group}/{name}", value, event.step)
+        if time.monotonic() < self._broken_until:
+            return
+        try:
+            for name, value in event.values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, event.step)
+        except OSError as error:  # a full disk, say: logs are not worth a run
+            self.say(f"logs not written for {LOG_PAUSE_S:g} s, training goes on: {error}")
+            self._broken_until = time.monotonic() + LOG_PAUSE_S
+            with contextlib.suppress(OSError):
+                self._writer = SummaryWriter(self._folder)

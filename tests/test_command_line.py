@@ -35,7 +35,7 @@ SURFACE = {
     "": ["--help", "--version"],
     "avatar": [
         *["--example", "--face-model", "--front", "--front-points", "--help", "--landmarks", "--left"],
-        *["--left-points", "--model", "--out", "--right", "--right-points", "--turntable"],
+        *["--left-points", "--model", "--out", "--refine", "--right", "--right-points", "--turntable"],
     ],
     "evaluate": [
         *["--help", "--out", "--prediction-unit", "--predictions", "--protocol", "--scan-unit", "--scans"],
@@ -46,7 +46,7 @@ SURFACE = {
     "import-checkpoint": ["--face-model", "--help", "--out"],
     "reconstruct": [
         *["--face-model", "--front", "--front-points", "--help", "--landmarks", "--left", "--left-points"],
-        *["--model", "--out", "--overlay", "--right", "--right-points"],
+        *["--model", "--out", "--overlay", "--refine", "--right", "--right-points"],
     ],
     "submit": ["--address", "--detach", "--help", "--requirements"],
 }

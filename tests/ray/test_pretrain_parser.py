@@ -37,6 +37,7 @@ def tiny_settings(dataset: Path, runs: Path) -> Settings:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_stopped_run_is_finished_and_leaves_a_parser(
     ray_cluster: None, small_dataset: Path, tmp_path: Path
 ) -> None:

@@ -12,10 +12,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from dfmvr.config import Settings
 from dfmvr.training.dry_run import made_up_batch
 from dfmvr.training.step import TrainingSettings
 from dfmvr.types import ViewBatch
 from ray_jobs.monitor import Event
+from ray_jobs.progress import Progress
+from ray_jobs.runs import Run
 from ray_jobs.scaling import PreflightError, preflight, scaling_config
 from ray_jobs.survival import is_timeout, keep_batches, suspects
 from ray_jobs.train import Silence
@@ -94,3 +97,23 @@ def test_more_fewest_workers_than_workers_are_refused() -> None:
         ValueError, match=r"training\.min_workers: expected 0 to training\.workers \(2\), got 3"
     ):
         TrainingSettings(workers=2, min_workers=3)
+
+
+def test_logs_that_cannot_be_written_do_not_end_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run("mine", str(tmp_path / "mine"), Settings())
+    step = Event("step", 1, 0, {"loss": 1.0, "samples_per_second": 2.0})
+    with Progress(run, 10, 0) as progress:
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(progress._writer, "add_scalar", full)
+        progress.show([step, step])
+        monkeypatch.setattr("ray_jobs.progress.LOG_PAUSE_S", 0.0)
+        monkeypatch.setattr(progress, "_broken_until", 0.0)
+        progress.show([dataclasses.replace(step, step=2)])
+    told = capsys.readouterr().out
+    assert told.count("No space left on device") == 1
+    assert list((tmp_path / "mine" / "logs").glob("events*"))
