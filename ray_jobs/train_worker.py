@@ -357,6 +357,7 @@ class Worker:
             rank=self.rank,
             skip_batches=self.state.samples_in_epoch // (data.batch_size * self.world_size),
             augment=data.augment,
+            device=self.device,
         )
 
     def _validate(self) -> dict[str, float]:
