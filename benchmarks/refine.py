@@ -1,8 +1,9 @@
 """What is refinement worth? python -m benchmarks.refine [--model DIR] [--people 40]
 
-New synthetic people, three views each, with the noisy 68 landmarks that a detector would find: with parsed
-masks, and without. The error is that of benchmarks.inputs, before and after Predictor.refine. Without
-landmarks refine leaves the network's answer as it is, so there is nothing to measure.
+New synthetic people with the noisy 68 landmarks that a detector would find: three views with parsed masks,
+three without, and the front view alone. The error is that of benchmarks.inputs, before and after
+Predictor.refine, which takes `seconds`. Without landmarks refine leaves the network's answer as it is, so
+there is nothing to measure.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,11 +21,12 @@ from dfmvr.data.datasets.synthetic import SyntheticSettings, render_sample
 from dfmvr.data.sample import Sample
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.predictor import Photo, Predictor
+from dfmvr.types import VIEW_NAMES
 
 HARM_MM = 0.1
 """A sample whose error grows by more was harmed."""
-CASES = {"": True, "without_masks_": False}
-"""Prefix of the figures' names -> whether masks are given."""
+CASES = {"": (VIEW_NAMES, True), "without_masks_": (VIEW_NAMES, False), "front_view_": (("front",), False)}
+"""Prefix of the figures' names -> which views are given, and whether masks are."""
 
 
 def main() -> None:
@@ -42,8 +45,8 @@ def main() -> None:
     seconds: list[float] = []
     for person in range(options.people):
         sample = render_sample(settings, options.seed, person, person % settings.expressions_per_subject)
-        for prefix, with_masks in CASES.items():
-            views = predictor.prepare(photos(sample, with_masks))
+        for prefix, (names, with_masks) in CASES.items():
+            views = predictor.prepare(photos(sample, names, with_masks))
             params = predictor.predict_params(views.batch)
             start = time.perf_counter()
             refined = predictor.refine(views, params).params
@@ -56,15 +59,14 @@ def main() -> None:
     report("refine", metrics | {"seconds": statistics.median(seconds)}, people=options.people)
 
 
-def photos(sample: Sample, with_masks: bool) -> dict[str, Photo]:
-    """Return a sample's views as photographs with 68 landmarks."""
-    masks = sample.masks if with_masks else [None] * len(sample.masks)
-    return {
-        name: Photo(image, points, mask)
-        for name, image, points, mask in zip(
-            sample.view_names, sample.images, sample.landmarks_2d, masks, strict=True
-        )
-    }
+def photos(sample: Sample, names: Sequence[str], with_masks: bool) -> dict[str, Photo]:
+    """Return some views of a sample as photographs with 68 landmarks."""
+    found = {}
+    for v, name in enumerate(sample.view_names):
+        if name in names:
+            mask = sample.masks[v] if with_masks else None
+            found[name] = Photo(sample.images[v], sample.landmarks_2d[v], mask)
+    return found
 
 
 def summary(errors: list[tuple[float, float]]) -> dict[str, float]:

@@ -28,8 +28,9 @@ from dfmvr.morphable.model import MorphableModel
 from dfmvr.networks.fold import fold_batch_norms
 from dfmvr.networks.weights import ModelCard, WeightsError, load_model
 from dfmvr.reconstructor import reconstructions
+from dfmvr.refine import STEPS, refine_params
 from dfmvr.render.zbuffer import ZBufferRenderer
-from dfmvr.types import REGION_NAMES, VIEW_NAMES, FaceParams, Reconstruction, ViewBatch
+from dfmvr.types import N_LANDMARKS, REGION_NAMES, VIEW_NAMES, FaceParams, Reconstruction, ViewBatch
 
 SHIPPED_MODEL = Path(__file__).parent / "weights" / "default"
 """Folder of the weights that come with the package."""
@@ -45,6 +46,8 @@ MAX_YAW = np.radians(75.0)
 """Beyond this, one eye is hidden, and its points are guesses."""
 MAX_ENLARGEMENT = 2.0
 """A crop enlarged more than this shows a face too small to tell much."""
+NOT_REFINED = "not refined: no photograph has 68 landmarks that fit a face near the network's answer"
+"""The warning of `Predictor.refine` where it left the network's answer as it was."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,11 +227,41 @@ class Predictor:
             [crops[name].yaw for name in sources],
             [name in photos for name in self.card.view_names],
         )
+        for v, name in enumerate(self.card.view_names):
+            points = photos[name].points if name in photos else None
+            if points is not None and len(points) == N_LANDMARKS:
+                batch.landmarks_2d[0, v] = torch.from_numpy(crops[name].points_to_crop(points))
+                batch.landmarks_2d_weights[0, v] = 1.0
         return PreparedViews(batch, sources, tuple(crops[name] for name in sources), tuple(warnings))
 
     def reconstruct(self, views: PreparedViews) -> Reconstruction:
         """Reconstruct a face from prepared views."""
         return dataclasses.replace(self.predict_batch(views.batch)[0], warnings=views.warnings)
+
+    def refine(
+        self, views: PreparedViews, params: FaceParams | None = None, steps: int = STEPS
+    ) -> Reconstruction:
+        """Reconstruct a face and fit it to the landmarks of its photographs (refine.py).
+
+        Only photographs with 68 points take part; without any, this is `reconstruct`, and a warning says so.
+
+        Args:
+            views: prepared views.
+            params: where to start, leading shape [1], on `device`; None: from the network's answer.
+            steps: at most this many.
+
+        Raises:
+            ValueError: `steps` is negative.
+        """
+        batch, warnings = views.batch.to(self.device), views.warnings
+        if params is None:
+            params = self.predict_params(batch)
+        with torch.no_grad():
+            refined = refine_params(params, batch, self.face_model, steps)
+            face = reconstructions(refined, batch.intrinsics, self.face_model)[0]
+        if refined is params:
+            warnings += (NOT_REFINED,)
+        return dataclasses.replace(face, warnings=warnings)
 
     def predict_batch(self, batch: ViewBatch) -> list[Reconstruction]:
         """Reconstruct every sample of a batch; only images, masks, view_present and intrinsics are read."""
@@ -306,8 +339,8 @@ class Predictor:
             images=images.permute(0, 3, 1, 2)[None].float() / 255,
             masks=masks[None],
             weight_maps=torch.ones(1, n_views, size, size),
-            landmarks_2d=torch.zeros(1, n_views, 68, 2),
-            landmarks_2d_weights=torch.zeros(1, n_views, 68),
+            landmarks_2d=torch.zeros(1, n_views, N_LANDMARKS, 2),
+            landmarks_2d_weights=torch.zeros(1, n_views, N_LANDMARKS),
             landmarks_3d=torch.zeros(1, 101, 3),
             landmarks_3d_valid=torch.zeros(1, dtype=torch.bool),
             intrinsics=default_intrinsics(size).expand(1, n_views, 3, 3),

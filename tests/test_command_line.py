@@ -26,7 +26,7 @@ from dfmvr.morphable.model import MorphableModel
 from dfmvr.networks.face_network import build_network
 from dfmvr.networks.settings import NetworkSettings
 from dfmvr.networks.weights import ModelCard, save_model
-from dfmvr.predictor import Photo, Predictor
+from dfmvr.predictor import NOT_REFINED, Photo, Predictor
 from dfmvr.types import VIEW_NAMES
 
 POINTS = "203,101,247,104,224,125,203,140,246,141"
@@ -151,6 +151,19 @@ def test_reconstruct_finds_the_face_by_itself(
     assert printed.out.split() == ["face.glb", "face.obj", "face_overlay.png"]
     assert len(printed.err.splitlines()) == {1: 2, 3: 0}[count]
     assert cv2.imread("face_overlay.png").shape == (count * 336, 3 * 336, 3)
+
+
+def test_refine_fits_found_landmarks_and_says_when_there_are_too_few(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    meshes = [tmp_path / f"{name}.ply" for name in ("found", "plain", "five")]
+    five = ["--front", str(photograph), "--front-points", POINTS]
+    assert main(["reconstruct", str(photograph), "--refine", "--out", str(meshes[0])]) == 0
+    assert NOT_REFINED not in capsys.readouterr().err
+    assert main(["reconstruct", str(photograph), "--out", str(meshes[1])]) == 0
+    assert meshes[0].read_bytes() != meshes[1].read_bytes()
+    assert main(["reconstruct", *five, "--refine", "--out", str(meshes[2])]) == 0
+    assert f"warning: {NOT_REFINED}" in capsys.readouterr().err
 
 
 def test_found_points_are_those_that_a_person_would_give(photograph: Path):

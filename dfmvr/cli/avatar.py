@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
     head = load_head(options.face_model)
     photos = find_faces(photos, predictor, options.landmarks)
     views = predictor.prepare(photos)
-    face = predictor.reconstruct(views)
+    face = predictor.refine(views) if options.refine else predictor.reconstruct(views)
     for warning in face.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     avatar = build_avatar(head, photos, views, face, predictor.card.view_names)

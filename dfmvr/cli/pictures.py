@@ -52,7 +52,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name a trained model."""
+    """Add the options that name a trained model, and what is done with its answer."""
     parser.add_argument(
         "--model",
         type=Path,
@@ -64,6 +64,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="the face model (.npz) that the model was trained with; default: the one shipped",
+    )
+    parser.add_argument(
+        "--refine",
+        action="store_true",
+        help="fit the face to the photographs' 68 landmarks (those found, or a .json file's)",
     )
 
 

@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     predictor = Predictor.load(options.model, options.face_model)
     photos = find_faces(photos, predictor, options.landmarks)
     views = predictor.prepare(photos)
-    face = predictor.reconstruct(views)
+    face = predictor.refine(views) if options.refine else predictor.reconstruct(views)
     for warning in face.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     facts = {"face_model": predictor.face_model.hash, "weights": predictor.weights_hash}
