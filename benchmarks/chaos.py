@@ -362,7 +362,13 @@ def main() -> None:
                 peace = Peace(dict(attack.losses()), last)
     if options.markdown:
         options.markdown.write_text(table(results, scenarios))
-    report("chaos", results, epochs=EPOCHS, checkpoint_every_steps=EVERY, workers=2, seed=SEED)
+    metrics = {
+        f"{name}_{key}": value
+        for name, result in results.items()
+        for key, value in result.items()
+        if isinstance(value, int | float | str)
+    }
+    report("chaos", metrics, epochs=EPOCHS, checkpoint_every_steps=EVERY, workers=2, seed=SEED)
 
 
 @dataclass(frozen=True)
@@ -460,6 +466,8 @@ HEAD = """# What survives, and what it costs
 Written by `python -m benchmarks.chaos --markdown FILE`: the same small run ({run})
 under each attack, against the run that nothing disturbs. *Repeated* steps were done again, after going back
 to a checkpoint; *difference*: the largest relative one of a step's training loss. Seconds hold Ray's starts.
+Where the number of workers changes, a step's batches hold other samples: its loss, and the end, differ. (The
+validation split of this run has 4 rows.)
 
 | what happens | finished | starts | repeated | difference | last validation loss | seconds |
 """
