@@ -33,6 +33,7 @@ from benchmarks.common import report
 from dfmvr.config import Settings, load_settings
 from dfmvr.networks.face_network import build_network
 from dfmvr.reconstructor import Reconstructor, build_reconstructor
+from dfmvr.threads import use_threads
 from dfmvr.training.dry_run import count_macs, count_parameters, made_up_batch
 from dfmvr.training.optim import build_optimiser
 from dfmvr.training.step import train_step
@@ -109,7 +110,7 @@ def measure(settings: Settings, seconds: float, rounds: int) -> dict[str, float]
 
 def train(rank: int, port: int, settings: Settings, pipe: Connection) -> None:
     """Train on made-up data when told so, and answer with samples a second."""
-    torch.set_num_threads(1)
+    use_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
     plain = build_reconstructor(settings.network, settings.face_model).train()

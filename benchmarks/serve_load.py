@@ -38,12 +38,12 @@ import aiohttp
 import cv2
 import numpy as np
 import ray
-import torch
 from ray import serve
 
 from benchmarks.common import report
 from dfmvr.data.datasets.synthetic import SyntheticSettings, render_sample
 from dfmvr.predictor import Photo, Predictor
+from dfmvr.threads import use_threads
 from dfmvr.types import VIEW_NAMES, ViewBatch
 from serve.app import build
 from serve.engine import Engine
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each phase (%(default)g)")
     parser.add_argument("--requests", type=int, default=5000, help="while memory is read (%(default)d)")
     options = parser.parse_args()
+    use_threads(1)  # as the replica does
     photos = draw_people()
     bodies = [encode(images) for images in photos]
     metrics: dict[str, float] = {}
@@ -161,7 +162,6 @@ def deploy(replicas: int, **changes: Any) -> None:
 
 def in_rounds(bodies: list[Body], photos: list[dict[str, np.ndarray]], seconds: float) -> dict[str, float]:
     """Bare model and endpoint in turn, at a batch of one and at full batches."""
-    torch.set_num_threads(1)
     engine = Engine(ServeSettings(landmarks="none"))
     inputs = [{name: Photo(image) for name, image in images.items()} for images in photos]
     rounds = 4

@@ -35,6 +35,7 @@ from dfmvr.data.rejects import Rejects, TooManyBadRows
 from dfmvr.networks.parser import FaceParser
 from dfmvr.networks.weights import WeightsError
 from dfmvr.reconstructor import Reconstructor, build_reconstructor
+from dfmvr.threads import use_threads
 from dfmvr.training.checkpoint import (
     CheckpointError,
     TrainingState,
@@ -474,11 +475,7 @@ class Pace:
 
 def share_cores(workers_on_node: int) -> None:
     """Give torch and numba this process's share of the node's cores: more threads than cores are slower."""
-    import numba
-
-    cores = max(1, len(os.sched_getaffinity(0)) // workers_on_node)
-    torch.set_num_threads(cores)
-    numba.set_num_threads(min(cores, numba.get_num_threads()))
+    use_threads(max(1, len(os.sched_getaffinity(0)) // workers_on_node))
 
 
 def _next_group(batches: Iterator[ViewBatch], count: int) -> tuple[list[ViewBatch], TooManyBadRows | None]:

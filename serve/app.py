@@ -7,13 +7,13 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from dfmvr.predictor import PreparedViews
+from dfmvr.threads import use_threads
 from serve.api import build_api
 from serve.batching import Batcher
 from serve.endpoint import Endpoint
@@ -136,7 +136,7 @@ class Reconstructions:
     """
 
     def __init__(self, settings: ServeSettings, ledger: DeploymentHandle) -> None:
-        torch.set_num_threads(max(1, int(settings.cpus)))
+        use_threads(max(1, int(settings.cpus)))
         self._settings = settings
         self._ring = _key_ring(settings)
         self._engine = Engine(settings)
