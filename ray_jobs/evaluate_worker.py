@@ -26,6 +26,7 @@ from dfmvr.evaluation.gallery import PARAMETERS
 from dfmvr.evaluation.results import pack_row, unpack_row
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.predictor import Predictor
+from dfmvr.threads import use_threads
 from ray_jobs.reading import training_dataset
 from ray_jobs.scaling import cluster_cpus
 
@@ -78,7 +79,7 @@ class MeasureBatch:
     """A worker's part: rows in, results out. Models are loaded once."""
 
     def __init__(self, settings: Settings, model: str) -> None:
-        torch.set_num_threads(1)  # the workers share the machine
+        use_threads(1)  # the workers share the machine
         path = settings.face_model.path or None
         self.settings = settings
         self.predictor = Predictor.load(local_model(model), path)

@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from ray import cloudpickle
 
 from dfmvr.data import storage
@@ -25,6 +24,7 @@ from dfmvr.data.manifest import SPLITS, shard_uri
 from dfmvr.data.preprocess.pipeline import Preprocessor, Reject, subject_split
 from dfmvr.data.preprocess.settings import PreprocessSettings
 from dfmvr.data.sample import encode_sample, rows_to_parquet
+from dfmvr.threads import use_threads
 
 RECORDS_PER_SHARD = 32
 RECORDS_AT_ONCE = 4
@@ -149,7 +149,7 @@ class ShardMaker:
     """
 
     def __init__(self, settings: PreprocessSettings, recipe_hash: str) -> None:
-        torch.set_num_threads(1)  # the processes share the cores
+        use_threads(1)  # the processes share the cores
         self._preprocess = Preprocessor(settings)
         self._recipe_hash = recipe_hash
 

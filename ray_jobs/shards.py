@@ -9,12 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from dfmvr.data import storage
 from dfmvr.data.datasets.synthetic import SyntheticSettings, split_of
 from dfmvr.data.manifest import SPLITS, manifest_uri, shard_uri
 from dfmvr.data.sample import Sample, samples_to_parquet
+from dfmvr.threads import use_threads
 
 SUBJECTS_PER_SHARD = 8
 _HASH_KEY = "dfmvr.recipe_hash"
@@ -94,7 +94,7 @@ def write_shard(
     Returns:
         How many people it holds: `subjects`.
     """
-    torch.set_num_threads(1)  # the processes share the cores, and sums do not depend on their number
+    use_threads(1)  # the processes share the cores, and sums do not depend on their number
     samples = [
         render(settings, seed, int(subject), expression)
         for subject in row["subjects"]
