@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 import torch
@@ -17,7 +16,15 @@ def use_threads(count: int) -> None:
     from numba.core import config
 
     torch.set_num_threads(count)
-    os.environ["NUMBA_NUM_THREADS"] = str(min(count, len(os.sched_getaffinity(0))))
-    with contextlib.suppress(RuntimeError):  # its threads have started already
+    count = min(count, len(os.sched_getaffinity(0)))
+    before = os.environ.get("NUMBA_NUM_THREADS")
+    os.environ["NUMBA_NUM_THREADS"] = str(count)
+    try:
+        config.reload_config()
+    except RuntimeError:  # its threads have started; left as asked, it would raise at each compilation
+        if before is None:
+            del os.environ["NUMBA_NUM_THREADS"]
+        else:
+            os.environ["NUMBA_NUM_THREADS"] = before
         config.reload_config()
     numba.set_num_threads(min(count, config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
