@@ -90,7 +90,7 @@ class Reconstructor(nn.Module):
             bf16: let the network compute in bfloat16 (autocast); all that follows it stays in float32.
         """
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bf16):
-            params: FaceParams = self.network(batch.images, batch.masks, batch.view_present)
+            params: FaceParams = self.network(batch.images, batch.masks, batch.view_present, batch.view_yaws)
         return self.draw(params, batch.intrinsics, batch.images.shape[-1], render)
 
     def draw(

@@ -12,7 +12,7 @@ to the subject's left, y up, z out of the face. Camera space: x right, y down, z
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -39,6 +39,10 @@ N_LANDMARKS = 68
 VIEW_NAMES = ("left", "front", "right")
 """The usual views, in their order: `left` shows the subject's left side (yaw < 0)."""
 
+NINE_VIEWS = (
+    *("left_75", "left_60", "left", "left_20", "front", "right_20", "right", "right_60", "right_75"),
+)
+"""Nine views from side to side, the usual three among them; the numbers are nominal degrees of yaw."""
 
 FRONT = "front"
 """The view that stands in for those that are missing."""
@@ -198,3 +202,6 @@ class Reconstruction(_Movable):
     """[V, 3, 3] pinhole matrices of those views."""
     warnings: tuple[str, ...] = ()
     """What makes this result less certain than usual: a missing view, a very small face."""
+    expected_error_mm: Mapping[str, float] | None = None
+    """How far off the shape probably is (confidence.py): by region, and for the whole `face`, the root mean
+    square distance of corresponding vertices after the best similarity. None: the model is not calibrated."""

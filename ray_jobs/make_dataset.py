@@ -29,7 +29,6 @@ from dfmvr.data.manifest import SPLITS, Manifest, recipe_hash, write_manifest
 from dfmvr.data.sample import JPEG_QUALITY, SCHEMA_VERSION
 from dfmvr.morphable.appearance import FIELDS_PATH
 from dfmvr.morphable.io import DEFAULT_MODEL, DEFAULT_POPULATION
-from dfmvr.types import VIEW_NAMES
 from ray_jobs.scaling import cluster_cpus, init_ray
 from ray_jobs.shards import (
     SUBJECTS_PER_SHARD,
@@ -129,7 +128,7 @@ def _manifest(settings: SyntheticSettings, seed: int, shards: Sequence[Shard]) -
         recipe=recipe,
         recipe_hash=recipe_hash(recipe),
         image_size=settings.image_size,
-        views=list(VIEW_NAMES),
+        views=list(settings.view_names),
         subjects=subjects,
         rows={split: count * settings.expressions_per_subject for split, count in subjects.items()},
         shards={split: sum(s.split == split for s in shards) for split in SPLITS},

@@ -23,12 +23,14 @@ from benchmarks.tables.contents import make_tables, margins
 from benchmarks.tables.measuring import Measurements, faces_of_test
 from benchmarks.tables.pictures import draw_faces, draw_variants
 from benchmarks.tables.results import Runs, combine
-from benchmarks.tables.systems import BY_NAME, REFERENCE
+from benchmarks.tables.systems import REFERENCE, SYSTEMS
 from benchmarks.tables.training import train_all, training_times
 from benchmarks.tables.writing import Table, introduction, timing_table, to_json, to_markdown
 from dfmvr.config import Settings, load_settings
 from dfmvr.data.manifest import read_manifest
 from dfmvr.files import write_atomic
+
+NAMES = [system.name for system in SYSTEMS]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     runs = Runs(Path(options.runs))
     if not options.no_training:
-        train_all(runs, options.only or list(BY_NAME), options.epochs, options.overrides)
+        train_all(runs, options.only or NAMES, options.epochs, options.overrides)
     settings = load_settings(REFERENCE, options.overrides)
     with Measurements(runs, settings, options.people) as measure:
         mean_face = combine([measure.mean_face()])
@@ -56,7 +58,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", nargs="+", choices=sorted(BY_NAME), metavar="NAME", help="systems to train")
+    parser.add_argument("--only", nargs="+", choices=sorted(NAMES), metavar="NAME", help="systems to train")
     parser.add_argument("--no-training", action="store_true", help="measure and write what is trained")
     parser.add_argument("--epochs", type=int, default=1, help="passes over the training split (default: 1)")
     parser.add_argument("--people", type=int, help="measure on the first so many test people (default: all)")

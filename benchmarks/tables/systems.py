@@ -45,7 +45,14 @@ SYSTEMS = (
     System("rms_alignment", "3D landmarks aligned by a ratio of sizes", "defect/rms_alignment"),
     System("no_mask_gradient", "no gradient from the mask loss", "defect/no_mask_gradient"),
 )
-BY_NAME = {system.name: system for system in SYSTEMS}
+"""Those of the tables."""
+LIGHTER = (
+    System("light", "ours on patches of 2 x 2 pixels, half the regressor", "beyond/light", SEEDS),
+    System("light_plain", "v6 on patches of 2 x 2 pixels", "beyond/light_plain"),
+    System("narrow", "v6 with half the channels", "beyond/narrow"),
+)
+"""What `benchmarks.light` sets beside v6 and ours."""
+BY_NAME = {system.name: system for system in (*SYSTEMS, *LIGHTER)}
 BASELINES = ("deep3d", "deep3d_3d", "confidence", "mgcnet")
 VARIANTS = ("v1", "v2", "v3", "v4", "v5", "v6")
 DEFECTS = ("no_mask_gradient", "wrong_light", "shaded_unevenness", "v6_scaled", "rms_alignment")

@@ -23,13 +23,15 @@ def augment(batch: ViewBatch, settings: DataSettings, generator: torch.Generator
     """Return the batch with its samples varied.
 
     Brightness, contrast, saturation and sharpness are each multiplied by U(1 - j, 1 + j), j the settings'
-    `colour_jitter`; a share of the samples is blurred, a share loses its masks, a share loses side views.
+    `colour_jitter`; a share of the samples is blurred, a share loses its masks, a share its yaws, a share
+    side views. Where views are chosen by chance (`fewest_views`), the batch has fewer of them.
 
     Args:
         batch: on any device.
         settings: strength and shares.
         generator: on the CPU; the same state gives the same pictures.
     """
+    batch = _choose_views(batch, settings.fewest_views, generator)  # first: the others need not be varied
     n_samples, n_views, _, _, width = batch.images.shape
     device = batch.images.device
 
@@ -47,6 +49,7 @@ def augment(batch: ViewBatch, settings: DataSettings, generator: torch.Generator
     images = _blur(images, for_each_view(sigmas), for_each_view(blurred), kernel)
     batch = dataclasses.replace(batch, images=images.reshape(batch.images.shape))
     batch = _leave_out_masks(batch, settings.missing_mask_share, generator)
+    batch = _leave_out_yaws(batch, settings.untold_yaw_share, generator)
     return _leave_out_views(batch, settings, generator)
 
 
@@ -99,6 +102,32 @@ def _leave_out_masks(batch: ViewBatch, share: float, generator: torch.Generator)
     return dataclasses.replace(batch, masks=batch.masks * kept.to(batch.masks.device).view(-1, 1, 1, 1))
 
 
+def _leave_out_yaws(batch: ViewBatch, share: float, generator: torch.Generator) -> ViewBatch:
+    """Make the yaws of a share of the samples unknown."""
+    if share == 0:
+        return batch
+    untold = torch.rand(len(batch.view_yaws), generator=generator) < share
+    yaws = batch.view_yaws.masked_fill(untold.to(batch.view_yaws.device).unsqueeze(1), torch.nan)
+    return dataclasses.replace(batch, view_yaws=yaws)
+
+
+def _choose_views(batch: ViewBatch, fewest: int, generator: torch.Generator) -> ViewBatch:
+    """Keep as many views as chance says, at least `fewest` (0: leave all), of each sample others."""
+    if fewest == 0:
+        return batch
+    n_samples, n_views = batch.masks.shape[:2]
+    count = int(torch.randint(fewest, n_views + 1, (), generator=generator))
+    order = torch.rand(n_samples, n_views, generator=generator).argsort(1)[:, :count]
+    return _take_views(batch, order.to(batch.masks.device))
+
+
+def _take_views(batch: ViewBatch, views: Tensor) -> ViewBatch:
+    """Return a batch of the views [B, v] out of [B, V]."""
+    samples = torch.arange(len(views), device=views.device).unsqueeze(1)
+    changes = {name: getattr(batch, name)[samples, views] for name in _OF_A_VIEW}
+    return dataclasses.replace(batch, **changes)
+
+
 def _leave_out_views(batch: ViewBatch, settings: DataSettings, generator: torch.Generator) -> ViewBatch:
     """Take one or more side views out of a share of the samples (paper 5.3).
 
@@ -132,7 +161,4 @@ def without_views(batch: ViewBatch, missing: Tensor, settings: DataSettings) -> 
         )
     n_samples, n_views = missing.shape
     sources = torch.arange(n_views, device=missing.device).repeat(n_samples, 1)
-    sources = sources.where(~missing, sources.new_tensor(settings.views.index(FRONT)))
-    samples = torch.arange(n_samples, device=missing.device).unsqueeze(1)
-    changes = {name: getattr(batch, name)[samples, sources] for name in _OF_A_VIEW}
-    return dataclasses.replace(batch, **changes)
+    return _take_views(batch, sources.where(~missing, sources.new_tensor(settings.views.index(FRONT))))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dfmvr.types import REGION_NAMES, VIEW_NAMES
+from dfmvr.types import NINE_VIEWS, REGION_NAMES
 
 SCHEMA_VERSION = 1
 ROWS_PER_GROUP = 32
@@ -34,7 +34,7 @@ class Sample:
     subject_id: str
     expression_id: str
     view_names: tuple[str, ...]
-    """Names out of VIEW_NAMES, each at most once, in any order."""
+    """Names out of NINE_VIEWS, each at most once, in any order."""
     view_yaws: Array
     """[V] float32 radians; NaN where unknown."""
     images: Array
@@ -336,9 +336,9 @@ def _png(mask: Array) -> bytes:
 
 
 def _check_views(names: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in VIEW_NAMES]
+    unknown = [name for name in names if name not in NINE_VIEWS]
     if unknown or not names or len(set(names)) != len(names):
-        expected = f"one or more of {', '.join(VIEW_NAMES)}, each once"
+        expected = f"one or more of {', '.join(NINE_VIEWS)}, each once"
         raise BadFieldError("view_names", expected, ", ".join(map(str, names)) or "none")
 
 

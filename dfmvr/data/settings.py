@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dfmvr.types import FRONT, VIEW_NAMES
+from dfmvr.types import FRONT, NINE_VIEWS, VIEW_NAMES
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,9 @@ class DataSettings:
 
     uri: str = "data/synthetic"
     """Folder of the data set: a local path, or s3://bucket/prefix."""
+    on_the_fly: bool = False
+    """Make training and validation samples in the step, as `synthetic` says, in place of reading a data set
+    (data.on_the_fly.generator): as many an epoch as the set would have, other ones in each."""
     image_size: int = 112
     """Pixels a side; images of another size are bad rows."""
     views: tuple[str, ...] = VIEW_NAMES
@@ -39,23 +42,39 @@ class DataSettings:
     """Leave missing views out and tell the network (network.view_flags); else the front view stands in."""
     single_views: bool = False
     """Train on every view by itself, like a sample: for networks that look at each view by itself."""
+    fewest_views: int = 0
+    """Train on this many of the views to all of them: a number for each batch, and other views, in another
+    order, for each of its samples (network set_rednet). 0: always on all, in their order."""
+    untold_yaw_share: float = 0.0
+    """Share of the training samples whose views' yaws are unknown."""
     weight_dilation: float = 20.0
     """Pixels by which the weight map's regions grow at 224 px; scaled with the image size."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "views", tuple(self.views))
         _require(bool(self.uri), "uri", "a path or URI", self.uri)
-        unknown = [name for name in self.views if name not in VIEW_NAMES]
+        unknown = [name for name in self.views if name not in NINE_VIEWS]
         valid_views = bool(self.views) and not unknown and len(set(self.views)) == len(self.views)
-        _require(valid_views, "views", f"one or more of {', '.join(VIEW_NAMES)}, each once", self.views)
+        _require(valid_views, "views", f"one or more of {', '.join(NINE_VIEWS)}, each once", self.views)
         for name in ("image_size", "batch_size", "shuffle_rows", "prefetch_batches"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("max_bad_share", "blur_probability", "missing_mask_share", "missing_view_share"):
+        for name in _SHARES:
             _require(0 <= getattr(self, name) <= 1, name, "a share in [0, 1]", getattr(self, name))
         can_lack = not self.missing_view_share or FRONT in self.views
         _require(can_lack, "missing_view_share", f"0 for views without {FRONT!r}", self.missing_view_share)
+        most = 0 if self.missing_view_share else len(self.views)
+        _require(0 <= self.fewest_views <= most, "fewest_views", f"0 to {most}", self.fewest_views)
         _require(0 <= self.colour_jitter < 1, "colour_jitter", "a number in [0, 1)", self.colour_jitter)
         _require(self.weight_dilation >= 0, "weight_dilation", "at least 0 pixels", self.weight_dilation)
+
+
+_SHARES = (
+    "max_bad_share",
+    "blur_probability",
+    "missing_mask_share",
+    "missing_view_share",
+    "untold_yaw_share",
+)
 
 
 def _require(condition: bool, field: str, expected: str, got: object) -> None:

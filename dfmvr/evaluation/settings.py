@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dfmvr.types import VIEW_NAMES
+from dfmvr.types import NINE_VIEWS
 
 DISTANCE_BACKENDS = ("auto", "open3d", "kdtree")
 
@@ -39,9 +39,9 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         """Refuse values that cannot be measured with."""
         object.__setattr__(self, "given_views", tuple(self.given_views))
-        if unknown := set(self.given_views) - set(VIEW_NAMES):
+        if unknown := set(self.given_views) - set(NINE_VIEWS):
             raise ValueError(
-                f"evaluation.given_views: expected some of {VIEW_NAMES}, or none for all, "
+                f"evaluation.given_views: expected some of {NINE_VIEWS}, or none for all, "
                 f"got {sorted(unknown)}"
             )
         for name in ("crop_factor", "icp_tolerance"):

@@ -37,7 +37,7 @@ ROTATION_UNIT = 0.3
 TRANSLATION_UNIT = (30.0, 30.0, 100.0)
 LIGHT_UNIT = 0.3
 
-_START = 0.02
+START = 0.02
 """Standard deviation of the raw outputs at the start, for features of unit size."""
 
 
@@ -60,7 +60,7 @@ class FaceHeads(nn.Module):
         self.light = nn.Linear(in_features, self.n_lights * SH_BANDS * 3)
         self.pose = nn.Linear(in_features, n_views * 6)
         for head in (self.identity, self.expression, self.albedo, self.light, self.pose):
-            nn.init.normal_(head.weight, std=_START / in_features**0.5)
+            nn.init.normal_(head.weight, std=START / in_features**0.5)
             nn.init.zeros_(head.bias)
         self.register_buffer("translation_unit", torch.tensor(TRANSLATION_UNIT), persistent=False)
         neutral = torch.zeros(SH_BANDS, 3)

@@ -33,7 +33,13 @@ class PerViewNetwork(nn.Module):
         self.mask_input = mask_input
         self.confidence = nn.Linear(regressor.out_features, 1) if aggregation == "confidence" else None
 
-    def forward(self, images: Tensor, masks: Tensor, view_present: Tensor | None = None) -> FaceParams:
+    def forward(
+        self,
+        images: Tensor,
+        masks: Tensor,
+        view_present: Tensor | None = None,
+        view_yaws: Tensor | None = None,
+    ) -> FaceParams:
         """Predict the faces from any number of views.
 
         Args:
@@ -41,6 +47,7 @@ class PerViewNetwork(nn.Module):
             masks: [B, V, H, W] int64 region labels 0-9.
             view_present: [B, V] bool, at least one of a sample; None: all. Other views do not count, and
                 their poses and lights mean nothing.
+            view_yaws: not looked at.
 
         Raises:
             ValueError: when images and masks do not fit each other.

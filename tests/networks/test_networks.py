@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from dfmvr.config import load_settings
 from dfmvr.networks import PRESETS, NetworkSettings, build_network
+from dfmvr.networks.face_network import PatchEmbedding
 from dfmvr.networks.heads import FaceHeads
 from dfmvr.networks.inputs import network_inputs
 from dfmvr.networks.landmark_maps import PlaceReader
@@ -10,6 +12,7 @@ from dfmvr.networks.mulen_unet import AttentionGate, MulEnUnet
 from dfmvr.networks.rednet import RedNet
 from dfmvr.networks.resnet import ResNet
 from dfmvr.networks.settings import NETWORKS
+from dfmvr.training.dry_run import count_macs
 from dfmvr.types import FaceParams
 
 SMALLEST = 1 / 16
@@ -231,6 +234,11 @@ def test_encoders_and_light_can_be_shared():
         ),
         ({"name": "vgg"}, r"network\.name: expected one of .* got 'vgg'"),
         ({"mask_input": "label"}, r"network\.mask_input: expected one of .* got 'label'"),
+        ({"input_stride": 3}, r"network\.input_stride: expected one of \(1, 2, 4\), got 3"),
+        (
+            {"name": "resnet_per_view", "view_flags": True, "input_stride": 2},
+            r"network\.input_stride: expected 1 for resnet_per_view, got 2",
+        ),
         ({"n_views": 0}, r"network\.n_views: expected at least 1, got 0"),
         ({"width": 0.3}, r"network\.width: expected 64 x width = 4, 8 or a multiple of 16, got .* = 19.2"),
         ({"width": 0.0}, r"network\.width"),
@@ -252,6 +260,35 @@ def test_wrong_inputs_are_refused():
         network(images, masks[:, :2])
     with pytest.raises(ValueError, match="multiples of 16 for both sides, got 40 x 40"):
         network(*draw(3, 40))
+
+
+def test_a_patch_is_embedded_the_same_way_wherever_it_lies():
+    embed = PatchEmbedding(3, 5, 2)
+    views, _ = draw(3, 8)
+    views[:, 1, :, 2:4, 6:8] = views[:, 0, :, 0:2, 0:2]
+    patches = embed(views)
+    assert patches.shape == (2, 3, 5, 4, 4)
+    torch.testing.assert_close(patches[:, 1, :, 1, 3], patches[:, 0, :, 0, 0])
+    torch.testing.assert_close(
+        patches[0, 0, :, 0, 0], (embed.embed.weight * views[0, 0, :, :2, :2]).sum((1, 2, 3))
+    )
+
+
+@pytest.mark.parametrize("name", ["mulen_unet_rednet", "unet_rednet"])
+def test_a_network_of_patches_draws_its_maps_at_the_same_size(name):
+    shapes = {
+        small(name=name, landmark_maps=True, input_stride=stride)(*draw(3, 64)).landmark_scores.shape
+        for stride in (1, 2, 4)
+    }
+    assert shapes == {(2, 3, 68, 16, 16)}
+    with pytest.raises(ValueError, match="image size: expected multiples of 4 for both sides, got 66 x 66"):
+        small(input_stride=4)(*draw(3, 66))
+
+
+def test_the_light_network_has_a_quarter_of_the_arithmetic():
+    v6, light = (load_settings(f"configs/{name}.yaml").network for name in ("ablation/v6", "beyond/light"))
+    for size in (64, 224):
+        assert count_macs(light, size) <= count_macs(v6, size) / 4
 
 
 @pytest.mark.parametrize("landmark_maps", [False, True])

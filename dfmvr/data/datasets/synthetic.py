@@ -26,15 +26,19 @@ from dfmvr.data.datasets.surfaces import Surfaces
 from dfmvr.data.sample import Sample
 from dfmvr.geometry.camera import default_intrinsics
 from dfmvr.geometry.rotation import euler_to_matrix
-from dfmvr.types import VIEW_NAMES
+from dfmvr.types import NINE_VIEWS, VIEW_NAMES
 
 Array = NDArray[Any]
 SPLITS = ("train", "validation", "test")
 RENDERING_VERSION = 3
 """Raised when the same settings give other samples than before."""
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-_PERSON, _SAMPLE, _VIEW, _SMILE = 0, 1, 2, 5
-"""Streams of chance below (seed, subject, expression)."""
+_PERSON, _SAMPLE, _SMILE = 0, 1, 5
+"""Streams of chance below (seed, subject, expression), beside the views' own."""
+_VIEW = {name: 2 + k for k, name in enumerate(VIEW_NAMES)} | {
+    name: 6 + k for k, name in enumerate(name for name in NINE_VIEWS if name not in VIEW_NAMES)
+}
+"""Each view's stream: a view is the same picture whichever others there are."""
 _NEARLY_NEUTRAL = 0.25
 """Largest share of an expression that a person's first sample shows."""
 
@@ -53,8 +57,8 @@ class SyntheticSettings:
     """Samples a pixel and axis, against jagged edges."""
     split_shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of the people in training, validation and test."""
-    view_yaws: tuple[float, float, float] = (-45.0, 0.0, 45.0)
-    """Degrees of yaw of the views left, front, right."""
+    view_yaws: tuple[float, ...] = (-45.0, 0.0, 45.0)
+    """Degrees of yaw of the views left, front, right; or nine angles, of NINE_VIEWS."""
     yaw_jitter: float = 7.0
     """Standard deviation of each view's yaw, degrees."""
     pitch_jitter: float = 6.0
@@ -97,13 +101,19 @@ class SyntheticSettings:
         shares = self.split_shares
         valid = len(shares) == len(SPLITS) and min(shares) >= 0 and math.isclose(sum(shares), 1, abs_tol=1e-6)
         _require(valid, "split_shares", "3 shares that sum to 1", shares)
-        _require(len(self.view_yaws) == len(VIEW_NAMES), "view_yaws", "3 angles in degrees", self.view_yaws)
+        _require(len(self.view_yaws) in _NAMES, "view_yaws", "3 or 9 angles in degrees", self.view_yaws)
         for name in _DEVIATIONS:
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         for name in _SHARES:
             _require(0 <= getattr(self, name) <= 1, name, "a share in [0, 1]", getattr(self, name))
 
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """Names of the views, in the order of their yaws."""
+        return _NAMES[len(self.view_yaws)]
 
+
+_NAMES = {len(names): names for names in (VIEW_NAMES, NINE_VIEWS)}
 _DEVIATIONS = (
     *("yaw_jitter", "pitch_jitter", "roll_jitter", "shift_jitter", "distance_jitter", "focal_jitter"),
     *("landmark_noise", "mask_noise", "landmark_3d_noise", "degradation"),
@@ -158,14 +168,14 @@ def render_sample(
     rigs = [np.radians([pitch, yaw, 0.0]) for yaw in settings.view_yaws]
     shots = [
         _shoot(
-            np.random.default_rng([seed, subject_index, expression_index, _VIEW + k]),
+            np.random.default_rng([seed, subject_index, expression_index, _VIEW[name]]),
             settings,
             scene,
             setting,
             face[assets.face_landmarks_68],
             angles,
         )
-        for k, angles in enumerate(rigs)
+        for name, angles in zip(settings.view_names, rigs, strict=True)
     ]
     noise = rng.normal(0, settings.landmark_3d_noise, (len(assets.face_landmarks_101), 3))
     intrinsics = default_intrinsics(settings.image_size).numpy()
@@ -173,7 +183,7 @@ def render_sample(
         sample_id=f"s{subject_index:05d}-e{expression_index:02d}",
         subject_id=f"s{subject_index:05d}",
         expression_id=f"e{expression_index:02d}",
-        view_names=VIEW_NAMES,
+        view_names=settings.view_names,
         view_yaws=np.array([angles[1] for angles in rigs], dtype=np.float32),
         images=np.stack([shot.image for shot in shots]),
         masks=np.stack([shot.mask for shot in shots]),
