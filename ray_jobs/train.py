@@ -27,6 +27,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from dfmvr.config import Settings, load_settings
 from dfmvr.data import storage
 from dfmvr.data.manifest import Manifest, read_manifest
+from dfmvr.data.on_the_fly.generator import planned_manifest
 from dfmvr.data.settings import DataSettings
 from dfmvr.networks.face_network import build_network
 from dfmvr.networks.mulen_unet import SIZE_MULTIPLE
@@ -155,13 +156,17 @@ def check_data(settings: Settings) -> Manifest:
         FileNotFoundError: there is no complete data set.
         ValueError: it does not fit the settings.
     """
-    manifest = read_manifest(settings.data.uri)
+    made = settings.data.on_the_fly
+    manifest = (
+        planned_manifest(settings.data, settings.synthetic) if made else read_manifest(settings.data.uri)
+    )
     if settings.losses.needs_parser:
         FaceParser.load(settings.parser.weights)
     data, n_views = settings.data, settings.network.n_views
-    if data.image_size % SIZE_MULTIPLE:
+    multiple = SIZE_MULTIPLE * settings.network.input_stride
+    if data.image_size % multiple:
         raise ValueError(
-            f"data.image_size: expected a multiple of {SIZE_MULTIPLE}, which the network halves four times, "
+            f"data.image_size: expected a multiple of {multiple}, which the network can divide, "
             f"got {data.image_size}"
         )
     if manifest.image_size != data.image_size:
@@ -180,6 +185,11 @@ def check_data(settings: Settings) -> Manifest:
         raise ValueError(
             f"data.tell_missing_views: expected {str(settings.network.view_flags).lower()} as "
             f"network.view_flags, got {str(data.tell_missing_views).lower()}"
+        )
+    if data.fewest_views and settings.network.name not in ("set_rednet", "resnet_per_view"):
+        raise ValueError(
+            "data.fewest_views: expected 0 for a network whose views have their places, "
+            f"{settings.network.name}, got {data.fewest_views}"
         )
     if data.single_views and settings.network.name != "resnet_per_view":
         raise ValueError(
@@ -303,7 +313,9 @@ def build_trainer(
 
 
 def open_data(job: Job) -> OpenData:
-    """Return what opens the splits of a set of faces."""
+    """Return what opens the splits of a set of faces; nothing where the workers make them."""
+    if job.settings.data.on_the_fly:
+        return {}
     return {
         "train": partial(open_training_data, job.settings, job.run.checkpoints),
         "validation": partial(open_validation_data, job.settings.data),

@@ -7,6 +7,7 @@ whether each of them has a batch, whether somebody wants to stop and whether som
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 import secrets
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dfmvr.config import Settings, config_hash, settings_dict
+from dfmvr.data.on_the_fly.generator import OnTheFly
 from dfmvr.data.rejects import Rejects, TooManyBadRows
 from dfmvr.networks.parser import FaceParser
 from dfmvr.networks.weights import WeightsError
@@ -47,6 +49,7 @@ from dfmvr.training.optim import build_optimiser, learning_rate_at, set_learning
 from dfmvr.training.step import NonFiniteLossError, SkipCounter, StepResult, train_step
 from dfmvr.training.validation import ValidationBatch, validation_means, validation_sums
 from dfmvr.types import ViewBatch
+from ray_jobs.making import made_batches, made_validation_batches
 from ray_jobs.monitor import Event, Post
 from ray_jobs.reading import iterate_batches, steps_per_epoch, validation_batches
 from ray_jobs.runs import Run, fetch_checkpoint, newest_intact_checkpoint, store_checkpoint
@@ -160,6 +163,8 @@ class Worker:
         )
         self.reconstructor.to(self.device).train()
         self.network: nn.Module = self.reconstructor.network
+        if self.device.type == "cuda":  # the order that its convolutions compute in
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parser = None
         if self.settings.losses.needs_parser:
             self.parser = FaceParser.load(self.settings.parser.weights).to(self.device)
@@ -349,6 +354,17 @@ class Worker:
 
     def _training_batches(self) -> Iterator[ViewBatch]:
         data = self.settings.data
+        if data.on_the_fly:
+            return made_batches(
+                self._maker,
+                data,
+                self.job.rows["train"],
+                epoch=self.state.epoch,
+                seed=self.settings.seed,
+                rank=self.rank,
+                world_size=self.world_size,
+                skip_batches=self.state.samples_in_epoch // (data.batch_size * self.world_size),
+            )
         return iterate_batches(
             ray.train.get_dataset_shard("train"),
             data,
@@ -361,15 +377,23 @@ class Worker:
             device=self.device,
         )
 
+    def _validation_batches(self) -> Iterator[ValidationBatch]:
+        data = self.settings.data
+        if data.on_the_fly:
+            rows, seed = self.job.rows["validation"], self.settings.seed
+            return made_validation_batches(self._maker, data, rows, seed, self.rank, self.world_size)
+        return validation_batches(ray.train.get_dataset_shard("validation"), data, self.rejects["validation"])
+
+    @functools.cached_property
+    def _maker(self) -> OnTheFly:
+        return OnTheFly(self.settings.data, self.settings.synthetic, self.settings.seed).to(self.device)
+
     def _validate(self) -> dict[str, float]:
         """Return the validation figures over all workers, of rank 0's network."""
         for buffer in self.network.buffers():
             if self.world_size > 1:
                 torch.distributed.broadcast(buffer, 0)
-        batches = validation_batches(
-            ray.train.get_dataset_shard("validation"), self.settings.data, self.rejects["validation"]
-        )
-        on_device = (batch.to(self.device) for batch in batches)
+        on_device = (batch.to(self.device) for batch in self._validation_batches())
         sums, error = torch.empty(0), None
         try:
             sums = self.validation_sums(on_device)

@@ -5,6 +5,7 @@ Axis letters: B batch, C channel, G channel group, H W input size, h w output si
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import Any
 
@@ -23,8 +24,8 @@ def involution(x: Tensor, kernels: Tensor, kernel_size: int, stride: int = 1) ->
     """Weigh each neighbourhood of `x` with the kernel that belongs to its place.
 
     The border is padded with zeros. float32 tensors on the CPU go through compiled channels-last kernels,
-    everything else through shifted multiply-adds; both keep only `x` and `kernels` for the backward pass,
-    where unfolding would keep kernel_size^2 copies of `x`.
+    tensors on CUDA through Triton's where it is installed, everything else through shifted multiply-adds; all
+    keep only `x` and `kernels` for the backward pass, where unfolding would keep kernel_size^2 copies of `x`.
 
     Args:
         x: [B, C, H, W].
@@ -47,9 +48,18 @@ def involution(x: Tensor, kernels: Tensor, kernel_size: int, stride: int = 1) ->
             f"[B, G, k*k, h, w] = [{expected[0]}, a divisor of {channels}, "
             f"{', '.join(map(str, expected[1:]))}], got {tuple(kernels.shape)}"
         )
-    compiled = x.device.type == "cpu" and x.dtype == kernels.dtype == torch.float32
-    function = _CompiledInvolution if compiled else _ShiftedInvolution
-    return function.apply(x, kernels, kernel_size, stride)
+    return _form(x, kernels).apply(x, kernels, kernel_size, stride)
+
+
+def _form(x: Tensor, kernels: Tensor) -> Any:
+    """Return the fastest form for these tensors."""
+    if x.device.type == "cpu" and x.dtype == kernels.dtype == torch.float32:
+        return _CompiledInvolution
+    if x.is_cuda and x.dtype != torch.float64 and importlib.util.find_spec("triton"):
+        from dfmvr.networks.involution_triton import TritonInvolution
+
+        return TritonInvolution
+    return _ShiftedInvolution
 
 
 def _group_count(channels: int) -> int:

@@ -192,5 +192,8 @@ def _load_optimiser(path: Path, network: nn.Module, optimiser: torch.optim.Optim
                 f"{path}: {full_name}: expected shape {tuple(parameters[name].shape)}, "
                 f"got {tuple(tensor.shape)}"
             )
+        if key != "step":
+            # In the parameter's memory order: a fused optimiser takes no other.
+            tensor = torch.empty_like(parameters[name], device="cpu").copy_(tensor)
         state.setdefault(indices[parameters[name]], {})[key] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -48,10 +48,15 @@ class OptimiserSettings:
 
 
 def build_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.optim.Adam:
-    """Return Adam over all of the network's parameters that are trained."""
+    """Return Adam over all of the network's parameters that are trained; one fused kernel on CUDA."""
     parameters = [p for p in network.parameters() if p.requires_grad]
+    fused = all(p.is_cuda for p in parameters)
     return torch.optim.Adam(
-        parameters, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), foreach=True
+        parameters,
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        foreach=not fused,
+        fused=fused,
     )
 
 

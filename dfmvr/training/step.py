@@ -167,13 +167,36 @@ def train_step(
             (_poison_if_not_finite(loss) / len(batches)).backward()
         values.append({"": loss.detach(), **terms})
     norm = clip_gradients(reconstructor.network, clip_norm)
+    if optimiser.defaults.get("fused"):
+        step_where_finite(reconstructor.network, optimiser, norm, buffers)
+        return _to_result(values, norm)
     result = _to_result(values, norm)
     if result.skipped:
-        _restore_buffers(reconstructor, buffers)
+        _restore_buffers(reconstructor.network, buffers)
         optimiser.zero_grad(set_to_none=True)
     else:
         optimiser.step()
     return result
+
+
+def step_where_finite(
+    network: nn.Module, optimiser: torch.optim.Optimizer, norm: Tensor, buffers: Sequence[Tensor]
+) -> None:
+    """Move the weights, or put the buffers back: the device decides, and the host does not wait for it.
+
+    Args:
+        network: that is trained, its gradients clipped.
+        optimiser: fused, over the network's parameters.
+        norm: of the gradients, a scalar; where it is not finite, nothing moves.
+        buffers: the network's, as they were before the step.
+    """
+    finite = norm.detach().isfinite()
+    # How torch.amp.GradScaler tells a fused optimiser to leave weights, moments and step count as they are.
+    optimiser.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
+    optimiser.step()
+    with torch.no_grad():
+        for buffer, saved in zip(network.buffers(), buffers, strict=True):
+            buffer.copy_(torch.where(finite, buffer, saved))
 
 
 class SkipCounter:
@@ -206,7 +229,8 @@ class SkipCounter:
 
 def _poison_if_not_finite(loss: Tensor) -> Tensor:
     """Make the gradients of a non-finite loss non-finite too (an infinite loss can have finite ones)."""
-    return loss * torch.where(torch.isfinite(loss), 1.0, torch.nan).detach()
+    # Not torch.where with numbers: on CUDA it copies them from the host, and waits.
+    return loss * torch.ones_like(loss).masked_fill(loss.detach().isfinite().logical_not(), torch.nan)
 
 
 def _sharing_gradients(network: nn.Module, share: bool) -> AbstractContextManager[None]:
@@ -223,7 +247,7 @@ def _to_result(batches: list[dict[str, Tensor]], norm: Tensor) -> StepResult:
     return StepResult(loss, dict(zip([*batches[0]][1:], terms, strict=True)), gradient_norm)
 
 
-def _restore_buffers(reconstructor: Reconstructor, buffers: list[Tensor]) -> None:
+def _restore_buffers(network: nn.Module, buffers: list[Tensor]) -> None:
     with torch.no_grad():
-        for buffer, saved in zip(reconstructor.network.buffers(), buffers, strict=True):
+        for buffer, saved in zip(network.buffers(), buffers, strict=True):
             buffer.copy_(saved)
