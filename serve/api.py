@@ -17,7 +17,15 @@ from starlette.types import ASGIApp
 
 from dfmvr import __version__
 from serve import documents, schemas
-from serve.endpoint import MEDIA_TYPES, Endpoint, json_response, owner_of, unexpected
+from serve.endpoint import (
+    AVATAR_FILE,
+    MEDIA_TYPES,
+    Endpoint,
+    file_response,
+    json_response,
+    owner_of,
+    unexpected,
+)
 from serve.keys import KeyCheck, KeyRing
 from serve.limits import BodyLimits
 from serve.problems import PROBLEM_TYPE, Problem, handle_problem
@@ -26,7 +34,10 @@ from serve.uploads import read_form, split_items
 BATCH_MEDIA_TYPES = {"json": "application/json", "zip": "application/zip"}
 MAX_KEY_LENGTH = 200
 
+
 Format = Literal["json", "glb", "obj", "ply"]
+Refine = Annotated[bool, Query(description=documents.REFINE)]
+IdempotencyKey = Annotated[str | None, Header(description=documents.IDEMPOTENCY_KEY)]
 
 
 def build_api(endpoint: Endpoint, ring: KeyRing | None) -> tuple[FastAPI, ASGIApp]:
@@ -46,6 +57,8 @@ def build_api(endpoint: Endpoint, ring: KeyRing | None) -> tuple[FastAPI, ASGIAp
         redoc_url=None,
     )
     _add_routes(app, endpoint)
+    if endpoint.avatars is not None:
+        _add_avatars(app, endpoint)
     app.add_exception_handler(Problem, handle_problem)
     app.add_exception_handler(RequestValidationError, _handle_invalid)
     app.add_exception_handler(HTTPException, _handle_http)
@@ -63,16 +76,17 @@ def _add_routes(app: FastAPI, endpoint: Endpoint) -> None:
     async def reconstruct(
         request: Request,
         format: Annotated[Format | None, Query(description=documents.FORMAT)] = None,
-        idempotency_key: Annotated[str | None, Header(description=documents.IDEMPOTENCY_KEY)] = None,
+        refine: Refine = False,
+        idempotency_key: IdempotencyKey = None,
     ) -> Response:
         async def work() -> Response:
             kind = format or chosen_format(request.headers.get("accept", ""), MEDIA_TYPES)
             form = await read_form(request, settings)
 
             async def compute() -> Response:
-                return (await endpoint.reconstruct(form, kind))[0]
+                return (await endpoint.reconstruct(form, kind, refine))[0]
 
-            return await _perhaps_once(endpoint, request, idempotency_key, form, kind, compute)
+            return await _perhaps_once(endpoint, request, idempotency_key, form, f"{kind} {refine}", compute)
 
         return await endpoint.answer(request, "reconstructions", work)
 
@@ -80,16 +94,17 @@ def _add_routes(app: FastAPI, endpoint: Endpoint) -> None:
     async def reconstruct_batch(
         request: Request,
         format: Annotated[Literal["json", "zip"] | None, Query(description=documents.BATCH_FORMAT)] = None,
-        idempotency_key: Annotated[str | None, Header(description=documents.IDEMPOTENCY_KEY)] = None,
+        refine: Refine = False,
+        idempotency_key: IdempotencyKey = None,
     ) -> Response:
         async def work() -> Response:
             kind = format or chosen_format(request.headers.get("accept", ""), BATCH_MEDIA_TYPES)
             form = await read_form(request, settings, settings.max_batch_items)
 
             async def compute() -> Response:
-                return await _batch(endpoint, form, kind)
+                return await _batch(endpoint, form, kind, refine)
 
-            return await _perhaps_once(endpoint, request, idempotency_key, form, kind, compute)
+            return await _perhaps_once(endpoint, request, idempotency_key, form, f"{kind} {refine}", compute)
 
         return await endpoint.answer(request, "batch", work)
 
@@ -113,13 +128,36 @@ def _add_routes(app: FastAPI, endpoint: Endpoint) -> None:
         return Response(await endpoint.ledger.exposition(), media_type=documents.PROMETHEUS)
 
 
+def _add_avatars(app: FastAPI, endpoint: Endpoint) -> None:
+    """Add a route of its own: it has its own limit and pace, and elsewhere `model/gltf-binary` is a face."""
+    limit_s = endpoint.settings.avatar_time_limit_s
+
+    @app.post("/v1/avatars", response_class=Response, **documents.AVATAR)
+    async def make_avatar(
+        request: Request, refine: Refine = False, idempotency_key: IdempotencyKey = None
+    ) -> Response:
+        async def work() -> Response:
+            chosen_format(request.headers.get("accept", ""), {"glb": MEDIA_TYPES["glb"]})
+            form = await read_form(request, endpoint.settings)
+
+            async def compute() -> Response:
+                data, _, _ = await endpoint.avatar(form, {}, refine)
+                return file_response(data, AVATAR_FILE)
+
+            options = f"refine={refine}"
+            return await _perhaps_once(endpoint, request, idempotency_key, form, options, compute, limit_s)
+
+        return await endpoint.answer(request, "avatars", work, limit_s)
+
+
 async def _perhaps_once(
     endpoint: Endpoint,
     request: Request,
     key: str | None,
     form: Mapping[str, bytes],
-    kind: str,
+    options: str,
     compute: Callable[[], Awaitable[Response]],
+    limit_s: float | None = None,
 ) -> Response:
     if key is None:
         return await compute()
@@ -130,20 +168,20 @@ async def _perhaps_once(
             "Idempotency-Key",
             "bad_idempotency_key",
         )
-    digest = hashlib.sha256(f"{request.url.path} {kind}".encode())
+    digest = hashlib.sha256(f"{request.url.path} {options}".encode())
     for name in sorted(form):
         part = form[name]
         digest.update(f"|{name}|{len(part)}|".encode() + part)
-    return await endpoint.once(f"{owner_of(request)}:{key}", digest.hexdigest(), compute)
+    return await endpoint.once(f"{owner_of(request)}:{key}", digest.hexdigest(), compute, limit_s)
 
 
-async def _batch(endpoint: Endpoint, form: Mapping[str, bytes], kind: str) -> Response:
+async def _batch(endpoint: Endpoint, form: Mapping[str, bytes], kind: str, refine: bool) -> Response:
     """Reconstruct several faces; each fails by itself."""
     mesh = "json" if kind == "json" else "glb"
 
     async def one(index: int, item: Mapping[str, bytes]) -> tuple[schemas.BatchItem, bytes]:
         try:
-            response, content = await endpoint.reconstruct(item, mesh)
+            response, content = await endpoint.reconstruct(item, mesh, refine)
         except Problem as problem:
             endpoint.telemetry.rejects.labels(problem.reason).inc()
             body = schemas.ProblemBody(**problem.body())

@@ -1,7 +1,8 @@
 """A client of the endpoint that tries again without computing twice.
 
     python -m serve.client left.jpg front.jpg right.jpg --out face.glb
-    python -m serve.client me.jpg --url https://faces.example.org --out face.json
+    python -m serve.client me.jpg --url https://faces.example.org --refine --out face.json
+    python -m serve.client me.jpg --avatar --out head.glb
 
 The key comes from the environment variable DFMVR_SERVE_KEY, never from the command line.
 """
@@ -93,6 +94,7 @@ class Client:
         kind: str = "json",
         landmarks: Mapping[str, Sequence[Sequence[float]]] | None = None,
         idempotency_key: str | None = None,
+        refine: bool = False,
     ) -> bytes:
         """Reconstruct a face.
 
@@ -101,6 +103,7 @@ class Client:
             kind: one of FORMATS.
             landmarks: by view, 68 or 5 pairs of pixels; None lets the endpoint look for the face.
             idempotency_key: of an earlier call whose answer was lost; None makes a new one.
+            refine: fit the face to 68 landmarks, found or given; JSON's `refined` says whether that was done.
 
         Returns:
             The answer: JSON or a mesh file.
@@ -109,14 +112,42 @@ class Client:
             RequestRefused: the request cannot be used.
             NoAnswer: the endpoint does not answer.
         """
+        parameters: dict[str, str | bool] = {"format": kind, "refine": refine}
+        return self._send("/v1/reconstructions", parameters, pictures, landmarks, idempotency_key)
+
+    def avatar(
+        self,
+        pictures: Mapping[str, bytes],
+        landmarks: Mapping[str, Sequence[Sequence[float]]] | None = None,
+        idempotency_key: str | None = None,
+        refine: bool = False,
+    ) -> bytes:
+        """Make an animatable head (GLB), which takes seconds.
+
+        Args:
+            pictures: as `reconstruct` takes them, and so all others.
+            landmarks: by view.
+            idempotency_key: of an earlier call.
+            refine: fit the face to its landmarks first.
+
+        Raises:
+            RequestRefused: the request cannot be used, or this endpoint makes no heads (404).
+            NoAnswer: the endpoint does not answer.
+        """
+        return self._send("/v1/avatars", {"refine": refine}, pictures, landmarks, idempotency_key)
+
+    def _send(
+        self,
+        path: str,
+        parameters: Mapping[str, str | bool],
+        pictures: Mapping[str, bytes],
+        landmarks: Mapping[str, Sequence[Sequence[float]]] | None,
+        idempotency_key: str | None,
+    ) -> bytes:
         files = {name: (name, data, "application/octet-stream") for name, data in pictures.items()}
         data = {} if landmarks is None else {"landmarks": json.dumps(landmarks)}
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-        parameters = {"format": kind}
-        response = self._post(
-            "/v1/reconstructions", params=parameters, files=files, data=data, headers=headers
-        )
-        return response.content
+        return self._post(path, params=parameters, files=files, data=data, headers=headers).content
 
     def model(self) -> dict[str, Any]:
         """Return what the endpoint computes with.
@@ -177,17 +208,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the endpoint (%(default)s)")
     parser.add_argument("--ca", metavar="FILE", help="certificates to trust, for a self-signed one")
     parser.add_argument("--out", type=Path, required=True, help=f"ends in .{', .'.join(FORMATS)}")
+    parser.add_argument("--refine", action="store_true", help="fit the face to the pictures' 68 landmarks")
+    parser.add_argument("--avatar", action="store_true", help="an animatable head (.glb), instead of a face")
     options = parser.parse_args(arguments)
     names = {1: (FRONT,), len(VIEW_NAMES): VIEW_NAMES}.get(len(options.pictures))
     if names is None:
         parser.error(f"expected one picture or three (left, front, right), got {len(options.pictures)}")
     kind = options.out.suffix.removeprefix(".")
-    if kind not in FORMATS:
-        parser.error(f"--out: expected a name that ends in .{', .'.join(FORMATS)}, got {options.out}")
+    offered = ("glb",) if options.avatar else FORMATS
+    if kind not in offered:
+        parser.error(f"--out: expected a name that ends in .{', .'.join(offered)}, got {options.out}")
     try:
         pictures = {name: path.read_bytes() for name, path in zip(names, options.pictures, strict=True)}
         with Client(options.url, os.environ.get(KEY_VARIABLE), verify=options.ca or True) as client:
-            write_atomic(options.out, client.reconstruct(pictures, kind))
+            if options.avatar:
+                data = client.avatar(pictures, refine=options.refine)
+            else:
+                data = client.reconstruct(pictures, kind, refine=options.refine)
+            write_atomic(options.out, data)
     except (RequestRefused, OSError) as error:
         print(f"serve.client: error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -14,9 +14,13 @@ DESCRIPTION = """3D faces from one to three photographs.
     curl -F front=@front.jpg -F left=@left.jpg -F right=@right.jpg \\
          'http://127.0.0.1:8000/v1/reconstructions?format=glb' -o face.glb
 
+    curl -F front=@front.jpg -F left=@left.jpg -F right=@right.jpg \\
+         'http://127.0.0.1:8000/v1/avatars?refine=true' -o head.glb
+
 `left` shows the subject's left side: the nose points to the picture's left. Pictures are kept in memory while
 they are computed, and nowhere else."""
 FORMAT = "json, glb, obj or ply; without it, the Accept header chooses"
+REFINE = "fit each face to the 68 landmarks of its pictures, found or sent; JSON says whether that was done"
 BATCH_FORMAT = "json; or zip: answer.json and a GLB for each face; without it, the Accept header chooses"
 IDEMPOTENCY_KEY = "a key of your own: requests that repeat it get the first one's answer, computed once"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -54,6 +58,11 @@ _EXAMPLES = (
         503,
         "32 requests are under way, as many as this replica takes; try again",
         reason="queue_full",
+    ),
+    Problem(
+        503,
+        "as many heads as this replica takes (2) are under way; try again",
+        reason="avatar_queue_full",
     ),
     Problem(504, "expected an answer within 30 s, got none", reason="time_limit"),
 )
@@ -114,6 +123,17 @@ RECONSTRUCTION: dict[str, Any] = {
             model__obj=_BINARY,
             application__ply=_BINARY,
         ),
+        **_problems(*_COMMON),
+    },
+    "openapi_extra": _body(_FACE),
+}
+AVATAR: dict[str, Any] = {
+    "summary": "Make an animatable head",
+    "description": "The head with its neck, eyes, teeth and tongue, a texture, and 52 morph targets under "
+    "ARKit's names; at most 6 MB. It takes seconds: a replica makes one at a time.\n\n"
+    "    curl -F front=@front.jpg http://127.0.0.1:8000/v1/avatars -o head.glb",
+    "responses": {
+        200: {"description": "Made", "content": {"model/gltf-binary": _BINARY}},
         **_problems(*_COMMON),
     },
     "openapi_extra": _body(_FACE),

@@ -14,8 +14,9 @@ from typing import Any, Protocol, TypeVar
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from dfmvr.predictor import PreparedViews
+from dfmvr.predictor import Photo, PreparedViews
 from serve import schemas
+from serve.avatars import AvatarQueue
 from serve.engine import Engine, Face
 from serve.ledger import BEAT_S, Claim, StoredAnswer
 from serve.problems import Problem
@@ -30,6 +31,7 @@ MEDIA_TYPES = {
     "ply": "application/ply",
 }
 """By format; the first is the default."""
+AVATAR_FILE = "head.glb"
 RETRY_AFTER_S = 1
 _LOG = logging.getLogger("serve.endpoint")
 
@@ -81,6 +83,9 @@ class Endpoint:
         self.telemetry = Telemetry(settings.max_batch_size)
         self.name = uuid.uuid4().hex
         self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="engine")
+        self.avatars = (
+            AvatarQueue(settings.avatar_queue) if settings.avatar_queue and engine.animatable else None
+        )
         self.ready = False
         self._under_way = 0
 
@@ -110,28 +115,39 @@ class Endpoint:
         self.ready = False
         beating.cancel()
         self.pool.shutdown(wait=False)
+        if self.avatars is not None:
+            self.avatars.close()
 
-    async def answer(self, request: Request, route: str, work: Callable[[], Awaitable[Response]]) -> Response:
+    async def answer(
+        self,
+        request: Request,
+        route: str,
+        work: Callable[[], Awaitable[Response]],
+        limit_s: float | None = None,
+    ) -> Response:
         """Attempt a request's work; a problem becomes its response."""
         try:
-            return await self.attempt(route, owner_of(request), work)
+            return await self.attempt(route, owner_of(request), work, limit_s)
         except Problem as problem:
             return problem.response()
 
-    async def attempt(self, route: str, owner: str, work: Callable[[], Awaitable[T]]) -> T:
+    async def attempt(
+        self, route: str, owner: str, work: Callable[[], Awaitable[T]], limit_s: float | None = None
+    ) -> T:
         """Admit a request, do its work within the time limit, and count it.
 
         Args:
             route: under which it is counted.
             owner: the name of the key that it came with; empty without keys.
             work: what it asks for.
+            limit_s: for it; None means the settings' `time_limit_s`.
 
         Raises:
             Problem: it is refused, or its work failed; an unexpected error is logged, and says nothing here.
         """
         start, status = monotonic(), 0
         try:
-            result = await self._admitted(owner, work)
+            result = await self._admitted(owner, work, limit_s or self.settings.time_limit_s)
             status = 200
             return result
         except Problem as problem:
@@ -147,47 +163,86 @@ class Endpoint:
                 self.telemetry.latency.labels(route).observe(monotonic() - start)
 
     async def reconstruct(
-        self, form: Mapping[str, bytes], kind: str
+        self, form: Mapping[str, bytes], kind: str, refine: bool = False
     ) -> tuple[Response, schemas.ReconstructionAnswer]:
         """Reconstruct one face; return it in a format, and as JSON's content."""
         timings: dict[str, float] = {}
-        face, views = await self.face(form, timings)
+        face, views = await self.face(form, timings, refine)
         if kind == "json":
             content = self.engine.answer(face, views, timings)
             return json_response(content), content
         with self.telemetry.stage("write", timings):
             data = await self.run(self.engine.mesh_file, face, kind)
         content = self.engine.answer(face, views, timings)
-        headers = {"Content-Disposition": f'attachment; filename="face.{kind}"'}
-        return Response(data, headers=headers, media_type=MEDIA_TYPES[kind]), content
+        return file_response(data, f"face.{kind}"), content
 
-    async def face(self, form: Mapping[str, bytes], timings: dict[str, float]) -> tuple[Face, PreparedViews]:
+    async def face(
+        self, form: Mapping[str, bytes], timings: dict[str, float], refine: bool = False
+    ) -> tuple[Face, PreparedViews]:
         """Reconstruct one face from the fields of a request; add each stage's seconds to `timings`.
 
         Raises:
             Problem: a field cannot be used.
         """
-        views = await self.run(self._views, form, timings)
-        with self.telemetry.stage("predict", timings):
-            return await self.compute(views), views
 
-    def _views(self, form: Mapping[str, bytes], timings: dict[str, float]) -> PreparedViews:
-        """Do the stages before the network, in one thread: each change of threads costs milliseconds."""
-        stage = self.telemetry.stage
-        with stage("read", timings):
+        def see() -> PreparedViews:  # in one thread: each change of threads costs milliseconds
+            return self._prepared(self._located(form, timings), timings)
+
+        views = await self.run(see)
+        return await self._predicted(views, timings, refine), views
+
+    async def avatar(
+        self, form: Mapping[str, bytes], timings: dict[str, float], refine: bool = False
+    ) -> tuple[bytes, Face, PreparedViews]:
+        """Make an animatable head (GLB) of one face, as `face` reconstructs it.
+
+        Raises:
+            Problem: a field cannot be used, or too many heads are under way.
+        """
+        assert self.avatars is not None
+        with self.avatars.place() as make:
+            photos = await self.run(self._located, form, timings)
+            views = await self.run(self._prepared, photos, timings)
+            face = await self._predicted(views, timings, refine)
+
+            def build() -> bytes:
+                with self.telemetry.stage("avatar", timings):
+                    return self.engine.avatar_file(face, photos, views)
+
+            return await make(build), face, views
+
+    def _located(self, form: Mapping[str, bytes], timings: dict[str, float]) -> dict[str, Photo]:
+        with self.telemetry.stage("read", timings):
             photos = read_photos(form, self.settings)
-        with stage("find", timings):
-            photos = self.engine.locate(photos)
-        with stage("prepare", timings):
+        with self.telemetry.stage("find", timings):
+            return self.engine.locate(photos)
+
+    def _prepared(self, photos: dict[str, Photo], timings: dict[str, float]) -> PreparedViews:
+        with self.telemetry.stage("prepare", timings):
             return self.engine.prepare(photos)
 
-    async def once(self, key: str, fingerprint: str, work: Callable[[], Awaitable[Response]]) -> Response:
-        """Do work unless another request with this key has done it, or is doing it.
+    async def _predicted(self, views: PreparedViews, timings: dict[str, float], refine: bool) -> Face:
+        with self.telemetry.stage("predict", timings):
+            face = await self.compute(views)
+        if not refine:
+            return face
+        with self.telemetry.stage("refine", timings):
+            return await self.run(self.engine.refine, face, views)
+
+    async def once(
+        self,
+        key: str,
+        fingerprint: str,
+        work: Callable[[], Awaitable[Response]],
+        limit_s: float | None = None,
+    ) -> Response:
+        """Do work, within `limit_s`, unless another request with this key has done it, or is doing it.
 
         Raises:
             Problem: the key came with another request before.
         """
-        claim = await self.ledger.claim(key, fingerprint, self.name, self.settings.time_limit_s)
+        patience_s = limit_s or self.settings.time_limit_s
+        claim = await self.ledger.claim(key, fingerprint, self.name, patience_s)
         if claim.conflict:
             raise Problem(
                 422,
@@ -207,7 +262,7 @@ class Endpoint:
         finally:
             await asyncio.shield(self.ledger.settle(key, self.name, answer))
 
-    async def _admitted(self, owner: str, work: Callable[[], Awaitable[T]]) -> T:
+    async def _admitted(self, owner: str, work: Callable[[], Awaitable[T]], limit_s: float) -> T:
         if self._under_way >= self.settings.queue:
             raise Problem(
                 503,
@@ -218,13 +273,13 @@ class Endpoint:
         self._under_way += 1
         self.telemetry.under_way.inc()
         try:
-            async with asyncio.timeout(self.settings.time_limit_s):
+            async with asyncio.timeout(limit_s):
                 await self._check_rate(owner)
                 return await work()
         except TimeoutError:
             raise Problem(
                 504,
-                f"expected an answer within {self.settings.time_limit_s:g} s, got none",
+                f"expected an answer within {limit_s:g} s, got none",
                 reason="time_limit",
             ) from None
         finally:
@@ -246,6 +301,12 @@ class Endpoint:
 def owner_of(request: Request) -> str:
     """Return the name of the key that a request came with; empty without keys."""
     return str(request.scope.get("state", {}).get("key", ""))
+
+
+def file_response(data: bytes, name: str) -> Response:
+    """Return a file, as a response that is saved under a name; its ending tells the format."""
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(data, headers=headers, media_type=MEDIA_TYPES[name.rpartition(".")[2]])
 
 
 def json_response(content: schemas.ReconstructionAnswer | schemas.BatchAnswer) -> Response:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,23 +16,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dfmvr.avatar.build import build_avatar
+from dfmvr.avatar.files import facts_of
+from dfmvr.avatar.gltf import encode_glb
+from dfmvr.avatar.head import Head, has_head, load_head
 from dfmvr.data import storage
 from dfmvr.data.preprocess.crop import five_points
-from dfmvr.data.preprocess.detect import PackageMissing
+from dfmvr.data.preprocess.detect import BYSTANDER_SHARE, PackageMissing
 from dfmvr.data.preprocess.landmark import LandmarkFinder, build_finder, check_finder
 from dfmvr.export import encode_mesh
 from dfmvr.geometry.rotation import matrix_to_euler
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.networks.weights import CARD_FILE, WEIGHTS_FILE, WeightsError
-from dfmvr.predictor import FaceNotFound, Photo, Predictor, PreparedViews
+from dfmvr.predictor import NOT_REFINED, FaceNotFound, Photo, Predictor, PreparedViews
 from dfmvr.reconstructor import decode_landmarks
-from dfmvr.types import FRONT, FaceParams, Mesh, ViewBatch
+from dfmvr.types import FRONT, FaceParams, Mesh, Reconstruction, ViewBatch
 from serve import schemas
 from serve.problems import Problem
 from serve.settings import ServeSettings
 
-BYSTANDER_SHARE = 0.5
-"""Further faces in a picture are passers-by when smaller than this share of the largest one's side."""
 NO_FINDER = "none"
 WARM_UP_SEED = 0
 WARM_UP_SIDE = 300
@@ -49,6 +52,8 @@ class Face:
     """[68, 3] mm."""
     landmarks_2d: torch.Tensor
     """[V, 68, 2] pixels of the crops."""
+    refined: bool | None = None
+    """Fitted to the pictures' landmarks, or not since none fit; None: nobody asked."""
 
     @cached_property
     def mesh(self) -> Mesh:
@@ -118,7 +123,14 @@ class Engine:
             raise Problem(422, str(error), field, "unusable_view") from error
 
     def predict(self, views: Sequence[PreparedViews]) -> list[Face]:
-        """Compute several faces at once."""
+        """Compute several faces at once, those with as many views together."""
+        faces: dict[int, Face] = {}
+        for count in {item.batch.n_views for item in views}:
+            places = [k for k, item in enumerate(views) if item.batch.n_views == count]
+            faces.update(zip(places, self._predict([views[k] for k in places]), strict=True))
+        return [faces[k] for k in range(len(views))]
+
+    def _predict(self, views: Sequence[PreparedViews]) -> list[Face]:
         model = self.predictor.face_model
         batch = ViewBatch.concatenate([item.batch for item in views])
         params = self.predictor.predict_params(batch)
@@ -127,6 +139,37 @@ class Engine:
             points_3d, points_2d = decode_landmarks(params, intrinsics, model)
         places = zip(intrinsics, points_3d, points_2d, strict=True)
         return [Face(model, params.sample(b), *of_sample) for b, of_sample in enumerate(places)]
+
+    def refine(self, face: Face, views: PreparedViews) -> Face:
+        """Fit a face to the landmarks of its pictures, where they have 68."""
+        p = face.params
+        kept = (p.identity, p.expression, p.albedo, p.light, p.rotation, p.translation)
+        batched = FaceParams(*(values.unsqueeze(0) for values in kept))
+        fitted = self.predictor.refine(views, batched)
+        return dataclasses.replace(
+            face,
+            params=fitted.params,
+            landmarks_3d=fitted.landmarks_3d,
+            landmarks_2d=fitted.landmarks_2d,
+            refined=NOT_REFINED not in fitted.warnings,
+        )
+
+    @property
+    def animatable(self) -> bool:
+        """Whether its face model can make animatable heads."""
+        return has_head(self.predictor.face_model)
+
+    @cached_property
+    def head(self) -> Head:
+        """What all animatable heads share; read when the first one is made."""
+        with tempfile.TemporaryDirectory() as folder:
+            return load_head(_fetch_face_model(self.settings, folder))
+
+    def avatar_file(self, face: Face, photos: Mapping[str, Photo], views: PreparedViews) -> bytes:
+        """Return the face as an animatable head (GLB), as `dfmvr avatar` writes it; this takes seconds."""
+        seen = Reconstruction(face.mesh, face.params, face.landmarks_3d, face.landmarks_2d, face.intrinsics)
+        avatar = build_avatar(self.head, photos, views, seen, views.names)
+        return encode_glb(avatar, extras=facts_of(self.head, self.predictor.weights_hash))
 
     def mesh_file(self, face: Face, kind: str) -> bytes:
         """Return the face as a mesh file (glb, obj or ply)."""
@@ -146,7 +189,6 @@ class Engine:
         """Return the face as the JSON answer holds it; `timings` in seconds."""
         params = face.params
         angles = torch.rad2deg(matrix_to_euler(params.rotation)).tolist()
-        names = self.predictor.card.view_names
         return schemas.ReconstructionAnswer(
             coefficients=schemas.Coefficients(
                 identity=_numbers(params.identity),
@@ -167,12 +209,13 @@ class Engine:
                         views.crops[v].points_to_photo(face.landmarks_2d[v].cpu().double().numpy())
                     ),
                 )
-                for v, name in enumerate(names)
+                for v, name in enumerate(views.names)
             ],
             landmarks_3d=_numbers(face.landmarks_3d),
             sizes=_sizes(face),
             timings_ms={stage: round(1000 * seconds, 3) for stage, seconds in timings.items()},
-            warnings=list(views.warnings),
+            refined=bool(face.refined),
+            warnings=[*views.warnings, *([NOT_REFINED] if face.refined is False else [])],
             **self.hashes,
         )
 
@@ -207,6 +250,12 @@ class Engine:
         if not bool(torch.isfinite(face.mesh.vertices).all()):
             raise RuntimeError("the model computes vertices that are not finite")
 
+    def _mean_points(self) -> NDArray[np.float64]:
+        """Return the mean face's landmarks [68, 2] in the middle of a picture, a pixel to a millimetre."""
+        model = self.predictor.face_model
+        points = model.mean_shape[model.landmarks_68, :2].cpu().double().numpy()
+        return points * (1, -1) + WARM_UP_SIDE / 2
+
     def warm_up(self) -> None:
         """Do once what the first request should not wait for.
 
@@ -214,9 +263,11 @@ class Engine:
             RuntimeError: as `check`.
         """
         self.check()
-        photo = Photo(np.zeros((WARM_UP_SIDE, WARM_UP_SIDE, 3), np.uint8))
+        black = np.zeros((WARM_UP_SIDE, WARM_UP_SIDE, 3), np.uint8)
         with suppress(Problem):  # it shows no face
-            self.locate({FRONT: photo})
+            self.locate({FRONT: Photo(black)})
+        views = self.prepare({FRONT: Photo(black, self._mean_points())})
+        self.refine(self.predict([views])[0], views)  # torch loads much of itself for the first Jacobian
 
 
 def _load_predictor(settings: ServeSettings) -> Predictor:
@@ -225,17 +276,21 @@ def _load_predictor(settings: ServeSettings) -> Predictor:
         device = "cuda" if settings.gpus and torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         model = _fetch(settings.model, [CARD_FILE, WEIGHTS_FILE], folder) if settings.model else None
-        face_model = None
-        if settings.face_model:
-            parent, _, name = settings.face_model.rpartition("/")
-            face_model = _fetch(parent or ".", [name], folder) / name
-        predictor = Predictor.load(model, face_model, device)
+        predictor = Predictor.load(model, _fetch_face_model(settings, folder), device)
     if settings.model_hash not in ("", predictor.weights_hash):
         raise WeightsError(
             f"model: expected weights of SHA-256 {settings.model_hash}, "
             f"got {predictor.weights_hash} in {settings.model or 'the shipped model'}"
         )
     return predictor
+
+
+def _fetch_face_model(settings: ServeSettings, folder: str) -> Path | None:
+    """Return a copy of the face model's file in a local folder; None where it is the shipped one."""
+    if not settings.face_model:
+        return None
+    parent, _, name = settings.face_model.rpartition("/")
+    return _fetch(parent or ".", [name], folder) / name
 
 
 def _fetch(uri: str, names: Sequence[str], folder: str) -> Path:

@@ -13,7 +13,7 @@ from gradio import processing_utils
 from dfmvr.export import encode_mesh
 from dfmvr.types import VIEW_NAMES
 from serve import page_text as text
-from serve.endpoint import Endpoint, owner_of
+from serve.endpoint import AVATAR_FILE, Endpoint, owner_of
 from serve.page_files import PageFolder
 from serve.page_work import PAINTS, Kept, draw_head, keep, read_kept, sliders_for
 from serve.problems import Problem
@@ -44,12 +44,14 @@ def build_blocks(endpoint: Endpoint, folder: PageFolder) -> gr.Blocks:
         blocks.state_session_capacity = MAX_SESSIONS
         gr.Markdown(text.INTRODUCTION)
         kept = gr.Textbox(visible="hidden", elem_id="kept")
-        file = gr.File(visible="hidden")
+        file, animated_file = gr.File(visible="hidden"), gr.File(visible="hidden")
         with gr.Row():
             with gr.Column(min_width=320):
                 with gr.Row(elem_classes="narrow"):
                     pictures = [_picture_input(name) for name in VIEW_NAMES]
+                refine = gr.Checkbox(False, label=text.REFINE, elem_id="refine")
                 start = gr.Button("Reconstruct", variant="primary", elem_id="start")
+                animate = gr.Button(text.ANIMATABLE, elem_id="animate", visible=endpoint.avatars is not None)
                 notice = gr.HTML("", elem_id="notice", padding=False)
                 summary = gr.Markdown(text.WAITING, elem_id="summary", min_height=100)
                 examples = gr.Examples(_examples(), pictures, cache_examples=False, label=text.EXAMPLES)
@@ -58,6 +60,7 @@ def build_blocks(endpoint: Endpoint, folder: PageFolder) -> gr.Blocks:
                 choices = [(text.PAINTS[name], name) for name in PAINTS]
                 paint = gr.Radio(choices, value=PAINTS[0], label="Paint", elem_id="paint")
                 legend = gr.HTML(text.LEGEND, visible=False, elem_id="legend")
+                animated = gr.Button(text.MADE, visible=False, elem_id="download-head")
                 with gr.Row(elem_classes="downloads"):
                     buttons = {
                         kind: gr.Button(
@@ -75,16 +78,21 @@ def build_blocks(endpoint: Endpoint, folder: PageFolder) -> gr.Blocks:
                     neutral = gr.Button("Neutral", size="sm", elem_id="neutral")
         expression = [photographed, *moves]
         shown = [kept, paint, *expression]
-        begun = {
-            "fn": handlers.reconstruct,
-            "inputs": [*pictures, paint],
-            "outputs": [kept, head, summary, *expression, notice],
+        common = {
+            "outputs": [kept, head, summary, *expression, animated_file, animated, notice],
             "show_progress_on": [head, summary],
             "preprocess": False,  # Gradio would decode the pictures, without the endpoint's limits
             **PRIVATE,
         }
-        for done in (start.click(**begun), examples.load_input_event.then(**begun)):
-            done.success(None, kept, None, js=text.SHOW_HEAD)
+        begun = {"fn": handlers.reconstruct, "inputs": [*pictures, refine, paint], **common}
+        animate.click(None, None, notice, js=text.SAY_MAKING)
+        for done in (
+            start.click(**begun),
+            examples.load_input_event.then(**begun),
+            animate.click(handlers.animate, [*pictures, refine], **common),
+        ):
+            done.success(None, [kept, notice], None, js=text.SHOW_HEAD)
+        animated.click(None, animated_file, None, js=text.DOWNLOAD)
         redrawn = {"fn": handlers.show, "inputs": [head, *shown], "outputs": [head, notice], **PRIVATE}
         paint.input(**redrawn, trigger_mode="always_last")
         paint.change(lambda name: gr.update(visible=name == "error"), paint, legend, **PRIVATE)
@@ -125,24 +133,44 @@ class _Handlers:
     def __init__(self, endpoint: Endpoint, folder: PageFolder) -> None:
         self.endpoint, self.folder = endpoint, folder
         self.face_model = endpoint.engine.predictor.face_model
+        self.at_rest = [0.0 for _ in sliders_for(self.face_model)]
 
     async def reconstruct(
-        self, request: gr.Request, left: Upload, front: Upload, right: Upload, paint: str
+        self, request: gr.Request, left: Upload, front: Upload, right: Upload, refine: bool, paint: str
     ) -> list[Any]:
-        """Return what is kept, the head's file, its summary, the expression at rest, and the notice."""
-        uploads = dict(zip(VIEW_NAMES, (left, front, right), strict=True))
-        at_rest = [0.0 for _ in sliders_for(self.face_model)]
+        """Return what is kept, the head's file, its summary, the expression at rest, no avatar, a notice."""
 
         async def work() -> list[Any]:
             endpoint, timings = self.endpoint, dict[str, float]()
-            form = await endpoint.run(read_uploads, uploads, self.folder)
-            face, views = await endpoint.face(form, timings)
+            form = await endpoint.run(read_uploads, (left, front, right), self.folder)
+            face, views = await endpoint.face(form, timings, refine)
             answer = endpoint.engine.answer(face, views, timings)
             kept = await endpoint.run(keep, answer, face, views)
-            path = await endpoint.run(self._write, "glb", kept, paint, True, at_rest)
-            return [kept.model_dump_json(), path, text.summary(answer), True, *at_rest]
+            path = await endpoint.run(self._write, "glb", kept, paint, True, self.at_rest)
+            shown = [kept.model_dump_json(), path, text.summary(answer)]
+            return [*shown, True, *self.at_rest, None, gr.update(visible=False)]
 
-        return await self._attempt(request, work, ["", None, text.WAITING, True, *at_rest])
+        nothing = ["", None, text.WAITING, True, *self.at_rest, None, gr.update(visible=False)]
+        return await self._attempt(request, work, nothing)
+
+    async def animate(
+        self, request: gr.Request, left: Upload, front: Upload, right: Upload, refine: bool
+    ) -> list[Any]:
+        """Return the same with an avatar, its file and its button; a problem leaves all as it was."""
+
+        async def work() -> list[Any]:
+            endpoint, timings = self.endpoint, dict[str, float]()
+            form = await endpoint.run(read_uploads, (left, front, right), self.folder)
+            data, face, views = await endpoint.avatar(form, timings, refine)
+            answer = endpoint.engine.answer(face, views, timings)
+            kept = await endpoint.run(keep, answer, face, views)
+            path = str(await endpoint.run(self.folder.write, AVATAR_FILE, data))
+            shown = [kept.model_dump_json(), path, text.summary(answer)]
+            return [*shown, True, *self.at_rest, path, gr.update(visible=True)]
+
+        as_it_was = [gr.skip() for _ in range(len(self.at_rest) + 6)]
+        limit_s = self.endpoint.settings.avatar_time_limit_s
+        return await self._attempt(request, work, as_it_was, limit_s)
 
     async def show(
         self,
@@ -187,7 +215,11 @@ class _Handlers:
         return str(self.folder.write(f"face.{kind}", data))
 
     async def _attempt(
-        self, request: gr.Request, work: Callable[[], Awaitable[list[Any]]], otherwise: list[Any]
+        self,
+        request: gr.Request,
+        work: Callable[[], Awaitable[list[Any]]],
+        otherwise: list[Any],
+        limit_s: float | None = None,
     ) -> list[Any]:
         """Do work as the endpoint does a request's, and add the notice: a problem's words, or none.
 
@@ -196,19 +228,19 @@ class _Handlers:
         asked = request.request
         assert asked is not None
         try:
-            return [*await self.endpoint.attempt(ROUTE, owner_of(asked), work), ""]
+            return [*await self.endpoint.attempt(ROUTE, owner_of(asked), work, limit_s), ""]
         except Problem as problem:
             return [*otherwise, text.notice(problem)]
 
 
-def read_uploads(uploads: dict[str, Upload], folder: PageFolder) -> dict[str, bytes]:
-    """Return the bytes of uploaded files and examples, by view.
+def read_uploads(uploads: Sequence[Upload], folder: PageFolder) -> dict[str, bytes]:
+    """Return the bytes of uploaded files and examples, one or none for each of VIEW_NAMES, by view.
 
     Raises:
         Problem: one is neither, or has been swept away.
     """
     form = {}
-    for name, upload in uploads.items():
+    for name, upload in zip(VIEW_NAMES, uploads, strict=True):
         if upload is None:
             continue
         path = Path(str(upload.get("path"))).resolve()

@@ -24,6 +24,10 @@ WAITING = (
 EXAMPLES = "Examples: synthetic people"
 HEAD = "Head: drag to turn, scroll or pinch"
 PAINTS = {"texture": "Texture", "shape": "Shape", "error": "Error map"}
+REFINE = "Refine: fit the face to the landmarks found in the pictures"
+ANIMATABLE = "Animatable head (GLB)"
+MAKING = "Making the head: this takes some seconds, more when others wait."
+MADE = "Download the animatable head"
 PHOTOGRAPHED = "Start from the photographed expression"
 GONE = f"expected a picture chosen in the last {_MINUTES}, got an older one, which is gone; choose it again"
 _STOPS = ", ".join(f"rgb{colour} {100 * place:g}%" for place, colour in ERROR_SCALE)
@@ -35,12 +39,15 @@ STYLE = """
 .gradio-container { max-width: 1240px !important; }
 .downloads { display: grid !important; grid-template-columns: repeat(4, 1fr); gap: 8px !important; }
 @media (max-width: 700px) { .downloads { grid-template-columns: 1fr 1fr; } }
+.making { border-left: 4px solid #0d9488; background: #f0fdfa; color: #134e4a; padding: 8px 12px; }
 .narrow { flex-wrap: wrap; gap: 8px !important; }
 .problem { border-left: 4px solid #b91c1c; background: #fef2f2; color: #7f1d1d; padding: 8px 12px; }
 #left img, #front img, #right img { object-fit: contain; height: 148px; }
 """
-SHOW_HEAD = """(kept) => {
-    if (kept && innerWidth < 700) document.querySelector("#head").scrollIntoView({ behavior: "smooth" });
+SAY_MAKING = f"""() => '<div class="making" role="status">{MAKING}</div>'"""
+SHOW_HEAD = """(kept, notice) => {
+    if (!kept || notice || innerWidth >= 700) return;
+    document.querySelector("#head").scrollIntoView({ behavior: "smooth" });
 }"""
 DOWNLOAD = """(file) => {
     if (!file) return;
@@ -74,5 +81,7 @@ def summary(answer: ReconstructionAnswer) -> str:
         f"{sizes.mouth_width_mm:.1f} mm (as if the face were of usual size: pictures do not tell it). "
         f"Computed in {sum(answer.timings_ms.values()) / 1000:.2f} s."
     ]
+    if answer.refined:
+        lines.append("- Refined: fitted to the landmarks of the pictures.")
     lines += [f"- **Less certain:** {html.escape(warning)}" for warning in answer.warnings]
     return "\n".join([lines[0], "", *lines[1:]])

@@ -55,7 +55,11 @@ class ReconstructionAnswer(_Strict):
     landmarks_3d: list[Vector] = Field(description="[68][3] mm, model space")
     sizes: Sizes
     timings_ms: dict[str, float] = Field(
-        examples=[{"read": 3.1, "find": 80.2, "prepare": 6.0, "predict": 24.8, "write": 1.4}]
+        examples=[{"read": 3.1, "find": 80.2, "prepare": 6.0, "predict": 24.8, "refine": 150.2}]
+    )
+    refined: bool = Field(
+        False,
+        description="fitted to the landmarks of the pictures; a warning says where that was asked in vain",
     )
     warnings: list[str] = Field(
         examples=[["no left view: nothing stands in for it, which makes the shape less certain"]]

@@ -47,8 +47,13 @@ class ServeSettings:
 
     queue: int = 32
     """Requests that a replica takes in at once; further ones are told 503 and when to try again."""
+    avatar_queue: int = 2
+    """Animatable heads under way in a replica, one of them being made (seconds, and some 1 GB of memory); 0
+    takes that route away, and the page's button."""
     time_limit_s: float = 30.0
     """From a request's arrival to its answer; after it, 504."""
+    avatar_time_limit_s: float = 50.0
+    """The same for an animatable head: seconds on a free core, and it may wait for another head."""
     body_timeout_s: float = 20.0
     """For a request's body to arrive; after it, 408."""
     max_body_mb: float = 40.0
@@ -85,12 +90,12 @@ class ServeSettings:
         for name in ("max_batch_size", "threads", "queue", "max_batch_items"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         positive = (
-            *("target_ongoing_requests", "cpus", "time_limit_s", "body_timeout_s", "max_body_mb"),
-            *("max_megapixels", "idempotency_minutes", "idempotency_mb"),
+            *("target_ongoing_requests", "cpus", "time_limit_s", "avatar_time_limit_s", "body_timeout_s"),
+            *("max_body_mb", "max_megapixels", "idempotency_minutes", "idempotency_mb"),
         )
         for name in positive:
             _require(0 < getattr(self, name) < math.inf, name, "more than 0", getattr(self, name))
-        for name in ("gpus", "batch_wait_ms", "requests_per_minute"):
+        for name in ("gpus", "batch_wait_ms", "requests_per_minute", "avatar_queue"):
             _require(0 <= getattr(self, name) < math.inf, name, "at least 0", getattr(self, name))
         digits = set("0123456789abcdef")
         valid = not self.model_hash or (len(self.model_hash) == 64 and set(self.model_hash) <= digits)

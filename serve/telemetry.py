@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
-STAGES = ("read", "find", "prepare", "predict", "write")
 FORGOTTEN = "gone"
 """The source that stands for all replicas that have ended: sums must never fall."""
 

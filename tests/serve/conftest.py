@@ -85,7 +85,9 @@ def engine() -> Engine:
 @pytest.fixture(scope="session")
 def client(engine: Engine) -> Iterator[TestClient]:
     """A client of an endpoint without keys, with small limits."""
-    settings = ServeSettings(max_body_mb=4, max_megapixels=8, time_limit_s=30, keys="none")
+    settings = ServeSettings(
+        max_body_mb=4, max_megapixels=8, time_limit_s=30, avatar_time_limit_s=120, keys="none"
+    )
     with client_of(settings, engine) as client:
         yield client
 

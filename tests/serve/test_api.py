@@ -21,7 +21,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from dfmvr.predictor import PreparedViews
+from dfmvr.predictor import NOT_REFINED, PreparedViews
 from dfmvr.types import VIEW_NAMES
 from serve.endpoint import Endpoint
 from serve.engine import NO_FINDER, Engine, Face
@@ -52,10 +52,12 @@ def answer(client: TestClient, triple: Fields) -> dict[str, Any]:
     return dict(response.json())
 
 
-def photograph(client: TestClient, image: np.ndarray, points: Any = None, **files: bytes) -> dict[str, Any]:
+def photograph(
+    client: TestClient, image: np.ndarray, points: Any = None, **parameters: str
+) -> dict[str, Any]:
     """Reconstruct a face from one picture, with landmarks or without."""
     data = {} if points is None else {"landmarks": json.dumps({"front": np.asarray(points).tolist()})}
-    response = client.post(ONE, files={"front": png(image)} | files, data=data)
+    response = client.post(ONE, files={"front": png(image)}, data=data, params=parameters)
     assert response.status_code == 200, response.text
     return dict(response.json())
 
@@ -160,6 +162,57 @@ def test_landmarks_of_five_and_of_68_points_tell_about_the_same_face(
     for content in (few, many):
         assert np.abs(eyes_of(content) - POINTS[:2]).max() < 8  # the eyes are 45 px apart
     assert not same(few, many)
+
+
+def test_a_face_is_refined_where_it_is_asked_for(client: TestClient, engine: Engine) -> None:
+    network = photograph(client, ASTRONAUT, POINTS)
+    assert network["refined"] is False
+    truth = landmarks_of(network)
+    truth[48:, 1] += 4.0  # a longer chin and upper lip than the network saw
+    truth[5:12, 1] += 4.0
+    first = photograph(client, ASTRONAUT, truth)
+    refined = photograph(client, ASTRONAUT, truth, refine="true")
+    assert (first["refined"], refined["refined"], refined["warnings"]) == (False, True, first["warnings"])
+    assert list(refined["timings_ms"]) == ["read", "find", "prepare", "predict", "refine"]
+    off = [np.linalg.norm(landmarks_of(content) - truth, axis=1).mean() for content in (first, refined)]
+    assert off[1] < 0.7 * off[0]
+    for name in ("identity", "expression"):
+        assert refined["coefficients"][name] != first["coefficients"][name]
+    assert refined["coefficients"]["albedo"] == first["coefficients"]["albedo"]
+
+
+def test_a_refined_face_is_so_in_all_formats(client: TestClient, engine: Engine) -> None:
+    truth = landmarks_of(photograph(client, ASTRONAUT, POINTS)) * 1.01
+    content = photograph(client, ASTRONAUT, truth, refine="true")
+    data = {"landmarks": json.dumps({"front": truth.tolist()})}
+    outer = engine.predictor.face_model.landmarks_68[[0, 16]].numpy()
+    for kind in MESHES:
+        response = client.post(
+            ONE, files={"front": png(ASTRONAUT)}, data=data, params={"refine": "true", "format": kind}
+        )
+        mesh = trimesh.load(io.BytesIO(response.content), file_type=kind, force="mesh", process=False)
+        width = np.linalg.norm(np.subtract(*np.asarray(mesh.vertices)[outer])) * (
+            1000 if kind == "glb" else 1
+        )
+        assert width == pytest.approx(content["sizes"]["face_width_mm"], abs=0.1)
+    batch = {f"0.{name}": value for name, value in {"front": png(ASTRONAUT), **data}.items()}
+    files, data = {"0.front": batch["0.front"]}, {"0.landmarks": batch["0.landmarks"]}
+    items = client.post(MANY, files=files, data=data, params={"refine": "true"}).json()["items"]
+    assert same(items[0]["reconstruction"], content)
+
+
+def test_a_face_without_landmarks_is_not_refined_and_says_so(client: TestClient, triple: Fields) -> None:
+    crops = client.post(ONE, files=triple, params={"refine": "true"}).json()
+    few = photograph(client, ASTRONAUT, POINTS, refine="true")
+    for content in (crops, few):
+        assert content["refined"] is False
+        assert content["warnings"][-1] == NOT_REFINED
+    assert same({**crops, "warnings": []}, client.post(ONE, files=triple).json())
+
+
+def test_found_landmarks_refine_a_face(client: TestClient, engine: Engine) -> None:
+    needs_dlib(engine)
+    assert photograph(client, ASTRONAUT, refine="true")["refined"] is True
 
 
 def test_landmarks_may_be_given_for_some_views_only(client: TestClient, engine: Engine) -> None:
@@ -347,6 +400,7 @@ def test_a_key_belongs_to_one_request(client: TestClient, triple: Fields) -> Non
     others: list[dict[str, Any]] = [
         {"files": {"front": triple["front"]}},
         {"files": triple, "params": {"format": "glb"}},
+        {"files": triple, "params": {"refine": "true"}},
         {"files": {**triple, "left": triple["right"], "right": triple["left"]}},
     ]
     for other in others:

@@ -11,7 +11,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from serve.telemetry import exposition
 from serve.uploads import read_photos
 from tests.serve.conftest import POINTS, SIZE, asking, endpoint_of, jpeg, picture_file, png, problem
 
-ONE, MANY = "/v1/reconstructions", "/v1/reconstructions:batch"
+ONE, MANY, AVATARS = "/v1/reconstructions", "/v1/reconstructions:batch", "/v1/avatars"
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
 CROP = png(NOISE)
@@ -437,7 +437,45 @@ BATCHES = [
         path=MANY,
     ),
 ]
-ALL = [*ROUTES, *BODIES, *FIELDS, *PICTURES, *LANDMARKS, *BATCHES]
+OPTIONS = [
+    *(
+        Bad(
+            f"refine={value or 'nothing'} at {path}",
+            422,
+            "refine",
+            "bad_parameter",
+            files,
+            path=f"{path}?refine={value}",
+        )
+        for path, files in ((ONE, {"front": CROP}), (MANY, {"0.front": CROP}), (AVATARS, {"front": CROP}))
+        for value in ("maybe", "", "2")
+    ),
+    Bad("a head by GET", 405, "", "method_not_allowed", path=AVATARS, method="GET"),
+    Bad(
+        "a head as JSON",
+        406,
+        "Accept",
+        "not_acceptable",
+        {"front": CROP},
+        path=AVATARS,
+        headers={"accept": "application/json"},
+    ),
+    Bad(
+        "a head under an empty key",
+        422,
+        "Idempotency-Key",
+        "bad_idempotency_key",
+        {"front": CROP},
+        path=AVATARS,
+        headers={"idempotency-key": ""},
+    ),
+    *(
+        replace(bad, name=f"a head from {bad.name}", path=AVATARS)
+        for bad in (*BODIES[::4], *FIELDS, *PICTURES[::6])
+    ),
+    *(replace(bad, name=f"a head at {bad.name}", path=AVATARS) for bad in LANDMARKS[-3:]),
+]
+ALL = [*ROUTES, *BODIES, *FIELDS, *PICTURES, *LANDMARKS, *BATCHES, *OPTIONS]
 
 
 @pytest.mark.parametrize("bad", ALL, ids=lambda bad: bad.name)

@@ -21,6 +21,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.plan: list[int] = []
         self.keys: list[str] = []
+        self.paths: list[str] = []
 
     @property
     def url(self) -> str:
@@ -33,6 +34,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         self.server.keys.append(self.headers["Idempotency-Key"])
+        self.server.paths.append(self.path)
         status = self.server.plan.pop(0) if self.server.plan else 200
         if status == 0:
             self.connection.close()
@@ -96,6 +98,25 @@ def test_it_gives_up_and_says_what_came_last(server: Server):
     with Client(server.url, tries=3) as client, pytest.raises(NoAnswer, match=r"3 tries.*503: so it is"):
         client.reconstruct({"front": b"x"})
     assert len(server.keys) == 3
+
+
+def test_options_are_passed_on(server: Server, tmp_path: Path):
+    picture = tmp_path / "me.jpg"
+    picture.write_bytes(b"x")
+    with Client(server.url) as client:
+        client.reconstruct({"front": b"x"}, "ply", refine=True)
+        assert client.avatar({"front": b"x"}, {"front": [[1, 2]] * 5}, "mine") == b"answer"
+    for words in (["--out", "face.json"], ["--avatar", "--refine", "--out", "head.glb"]):
+        assert main([str(picture), "--url", server.url, *words[:-1], str(tmp_path / words[-1])]) == 0
+    assert server.paths == [
+        "/v1/reconstructions?format=ply&refine=true",
+        "/v1/avatars?refine=false",
+        "/v1/reconstructions?format=json&refine=false",
+        "/v1/avatars?refine=true",
+    ]
+    assert server.keys[1] == "mine"
+    with pytest.raises(SystemExit):
+        main([str(picture), "--avatar", "--out", str(tmp_path / "head.ply")])
 
 
 def test_command_writes_the_answer(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

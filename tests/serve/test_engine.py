@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from dfmvr.data import storage
-from dfmvr.networks.weights import CARD_FILE, WEIGHTS_FILE, WeightsError
-from dfmvr.predictor import SHIPPED_MODEL
+from dfmvr.morphable.model import MorphableModel
+from dfmvr.networks import NetworkSettings, build_network
+from dfmvr.networks.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, WeightsError, save_model
+from dfmvr.predictor import SHIPPED_MODEL, Photo
+from dfmvr.types import NINE_VIEWS
 from serve.app import build
 from serve.engine import Engine
 from serve.settings import ServeSettings
@@ -51,6 +56,22 @@ def test_changed_weights_are_refused(tmp_path: Path):
 def test_a_model_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(WeightsError, match=f"{tmp_path}.*no such file"):
         Engine(ServeSettings(model=str(tmp_path), landmarks="none"))
+
+
+def test_faces_of_one_to_three_views_are_computed_together(tmp_path: Path):
+    settings = NetworkSettings("set_rednet", width=1 / 16, n_views=9, view_flags=True)
+    face_model = MorphableModel.load(level=1).hash
+    card = ModelCard(settings, 64, NINE_VIEWS, face_model, 1, "test", 0, "", "CC0-1.0")
+    torch.manual_seed(0)
+    save_model(tmp_path, build_network(settings), card)
+    engine = Engine(ServeSettings(model=str(tmp_path), landmarks="none"))
+    noise = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), np.uint8)
+    given = [("front",), ("left", "front", "right"), ("front",)]
+    views = [engine.prepare({name: Photo(noise[k]) for name in names}) for k, names in enumerate(given)]
+    together = engine.predict(views)
+    for face, alone in zip(together, [engine.predict([item])[0] for item in views], strict=True):
+        torch.testing.assert_close(face.params.identity, alone.params.identity, rtol=0, atol=1e-4)
+        assert face.landmarks_2d.shape == alone.landmarks_2d.shape
 
 
 def deployment_options(**settings: Any) -> Any:

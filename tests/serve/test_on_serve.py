@@ -23,6 +23,7 @@ import trimesh
 from prometheus_client.parser import text_string_to_metric_families
 
 import serve.app
+from dfmvr.predictor import NOT_REFINED
 from serve.app import build
 from serve.client import Client, RequestRefused
 from serve.keys import KeysError
@@ -126,6 +127,15 @@ def test_a_client_gets_json_and_a_mesh_over_tls(client: Client, pictures: Pictur
     mesh = trimesh.load(io.BytesIO(client.reconstruct(pictures, "glb")), file_type="glb", force="mesh")
     assert len(mesh.vertices) > 30_000
     assert client.model()["weights_hash"] == answer["weights_hash"]
+    asked = json.loads(client.reconstruct(pictures, refine=True))
+    assert asked["warnings"] == [*answer["warnings"], NOT_REFINED], "crops have no landmarks"
+
+
+@pytest.mark.slow
+def test_a_client_gets_a_head_over_tls(client: Client, pictures: Pictures):
+    head = client.avatar(pictures)
+    assert head.startswith(b"glTF")
+    assert b"tongueOut" in head
 
 
 def test_without_a_key_only_health_is_open(url: str, certificate: Path):
@@ -175,7 +185,15 @@ def test_counters_are_summed_over_replicas(client: Client, pictures: Pictures):
             if s.name == "dfmvr_requests_total" and s.labels == {"route": "reconstructions", "status": "200"}
         )
 
-    before = count()
+    def settled() -> float:
+        """Replicas tell of their counts each second: what earlier tests have asked may still come."""
+        now, then = count(), -1.0
+        while now != then:
+            time.sleep(2.5)
+            now, then = count(), now
+        return now
+
+    before = settled()
     for _ in range(8):
         client.reconstruct(pictures)
     deadline = time.monotonic() + 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,16 @@ from hypothesis import strategies as st
 from schemathesis.specs.openapi import checks
 from starlette.testclient import TestClient
 
+from serve.engine import Engine
 from serve.schemas import ProblemBody
 from tests.serve.conftest import SIZE, png
 
-ONE, MANY = "/v1/reconstructions", "/v1/reconstructions:batch"
+ONE, MANY, AVATARS = "/v1/reconstructions", "/v1/reconstructions:batch", "/v1/avatars"
 REFUSALS = {"400", "401", "406", "408", "413", "415", "422", "429", "500", "503", "504"}
 OPERATIONS = {
     "POST /v1/reconstructions": 40,
     "POST /v1/reconstructions:batch": 40,
+    "POST /v1/avatars": 20,
     "GET /v1/model": 10,
     "GET /healthz": 10,
     "GET /readyz": 10,
@@ -55,6 +58,14 @@ class Running:
                 await send({"type": f"lifespan.{step}.complete"})
         else:
             await self.app(scope, receive, send)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def heads_at_once(engine: Engine) -> Iterator[None]:
+    """What is asked for here are answers; heads would take seconds each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "avatar_file", lambda *_: b"glTF")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +114,9 @@ def test_whatever_is_sent_the_answer_is_as_documented(
     assert statuses[200 if label.startswith("GET") else 422]
 
 
-@pytest.mark.parametrize(("label", "field"), [(f"POST {ONE}", "front"), (f"POST {MANY}", "0.front")])
+@pytest.mark.parametrize(
+    ("label", "field"), [(f"POST {ONE}", "front"), (f"POST {MANY}", "0.front"), (f"POST {AVATARS}", "front")]
+)
 def test_a_good_request_is_answered_as_documented(label: str, field: str, operations: dict[str, Any]) -> None:
     case = operations[label].Case(body={field: png(_noise)}, media_type="multipart/form-data")
     response = case.call()
@@ -111,7 +124,7 @@ def test_a_good_request_is_answered_as_documented(label: str, field: str, operat
     case.validate_response(response, checks=CHECKS)
 
 
-@pytest.mark.parametrize("path", [ONE, MANY])
+@pytest.mark.parametrize("path", [ONE, MANY, AVATARS])
 def test_every_refusal_is_documented_with_examples(path: str, document: dict[str, Any]) -> None:
     responses = document["paths"][path]["post"]["responses"]
     assert set(responses) == REFUSALS | {"200"}
@@ -132,12 +145,19 @@ def test_every_format_is_documented(document: dict[str, Any]) -> None:
     assert set(one) == {"application/json", "model/gltf-binary", "model/obj", "application/ply"}
     many = document["paths"][MANY]["post"]["responses"]["200"]["content"]
     assert set(many) == {"application/json", "application/zip"}
-    parameters = {item["name"].lower() for item in document["paths"][ONE]["post"]["parameters"]}
-    assert parameters == {"format", "idempotency-key"}
+    head = document["paths"][AVATARS]["post"]["responses"]
+    assert set(head["200"]["content"]) == {"model/gltf-binary"}
+    assert "avatar_queue_full" in head["503"]["content"]["application/problem+json"]["examples"]
+    for path, named in ((ONE, {"format"}), (MANY, {"format"}), (AVATARS, set())):
+        parameters = {item["name"].lower() for item in document["paths"][path]["post"]["parameters"]}
+        assert parameters == named | {"refine", "idempotency-key"}
 
 
 def test_every_field_is_documented(document: dict[str, Any]) -> None:
     body = document["paths"][ONE]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert (
+        document["paths"][AVATARS]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"] == body
+    )
     views = {"left", "front", "right"}
     assert set(body["properties"]) == views | {f"{view}_mask" for view in views} | {"landmarks"}
     assert body["required"] == ["front"]

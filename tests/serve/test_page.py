@@ -32,10 +32,13 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dfmvr.avatar.build import pose_head
+from dfmvr.avatar.gltf import encode_glb
+from dfmvr.predictor import NOT_REFINED
 from dfmvr.types import VIEW_NAMES
 from serve import page_files
 from serve.api import build_api
-from serve.engine import Engine
+from serve.engine import Engine, Face
 from serve.page import mount_page
 from serve.settings import ServeSettings
 from tests.serve.conftest import Fields, endpoint_of, png, problem
@@ -46,6 +49,7 @@ SWITCHES = ("--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enab
 PATIENCE_S = 120
 """On a busy machine; a free one takes a second a step."""
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+WIDTH = "return [document.documentElement.scrollWidth, window.innerWidth]"
 COLOURS = 300
 """Of a head's picture at least; a blank canvas has one."""
 
@@ -57,7 +61,8 @@ def build_replica(engine: Engine) -> Replica:
     from gradio.context import Context
 
     Context.id = 0  # counts the parts of all pages of a process; a replica has one page
-    endpoint = endpoint_of(ServeSettings(keys="none", time_limit_s=PATIENCE_S), engine)
+    settings = ServeSettings(keys="none", time_limit_s=PATIENCE_S, avatar_time_limit_s=PATIENCE_S)
+    endpoint = endpoint_of(settings, engine)
     app, guarded = build_api(endpoint, None)
     mount_page(app, endpoint)
     return app, guarded, endpoint
@@ -167,9 +172,9 @@ class Page:
         self.wait_for("#head canvas", drawn)
         return found[-1]
 
-    def download(self, kind: str) -> bytes:
+    def download(self, kind: str, name: str = "") -> bytes:
         """Click a download's button and return the file."""
-        path = self.folder / f"face.{kind}"
+        path = self.folder / (name or f"face.{kind}")
         path.unlink(missing_ok=True)
         self.click(f"#download-{kind}")
         WebDriverWait(self.browser, PATIENCE_S, 0.1).until(lambda _: path.exists(), f"no {path.name}")
@@ -215,6 +220,44 @@ def test_pictures_become_a_head_to_turn_move_and_download(page: Page, triple: Fi
 
 @pytest.mark.browser
 @pytest.mark.serve
+def test_a_head_is_made_shown_and_downloaded_on_a_phone(
+    page: Page, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def plain_head(face: Face, *_: Any) -> bytes:
+        assert go_on.wait(PATIENCE_S)
+        texture = np.full((64, 64, 3), (200, 150, 130), np.uint8)
+        return encode_glb(pose_head(engine.head, face.params.identity, texture))
+
+    monkeypatch.setattr(engine, "avatar_file", plain_head)
+    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+    page.click("tr.tr-body")
+    page.wait_for("#summary", lambda element: "Eye distance" in element.text)
+    page.click("#refine input")
+    page.requested()
+    page.click("#animate")
+    page.wait_for("#notice", lambda notice: "Making the head" in notice.text)
+    go_on.set()
+    page.wait_for("#download-head", lambda button: button.is_displayed())
+    page.wait_for("#head", lambda _: any(url.endswith("head.glb") for url in page.requested()))
+    page.wait_for("#notice", lambda notice: not notice.text)
+    page.wait_for("#summary", lambda summary: NOT_REFINED in summary.text)  # the examples are crops
+    skin = page.head()
+    assert np.median(skin[np.ptp(skin.astype(int), axis=1) > 10], axis=0).max() > 80, "the skin is black"
+    data = page.download("head", "head.glb")
+    head = trimesh.load(io.BytesIO(data), file_type="glb", force="mesh")
+    assert 0.2 < head.extents[1] < 0.5, "the whole head, in metres"
+    assert b"tongueOut" in data
+    assert page.browser.execute_script(WIDTH) == [PHONE["width"], PHONE["width"]]
+    page.click("tr.tr-body")  # another reconstruction, to which this head does not belong
+    WebDriverWait(page.browser, PATIENCE_S, 0.2).until(
+        lambda browser: not browser.find_elements(By.CSS_SELECTOR, "#download-head"), "the head stayed"
+    )
+
+
+@pytest.mark.browser
+@pytest.mark.serve
 def test_errors_are_said_in_words(page: Page, engine: Engine, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     (tmp_path / "noise.png").write_bytes(png(noise))
@@ -232,8 +275,7 @@ def test_an_example_fits_a_phone(page: Page) -> None:
     page.click("tr.tr-body")
     page.wait_for("#summary", lambda element: "Eye distance" in element.text)
     page.head()
-    width = "return [document.documentElement.scrollWidth, window.innerWidth]"
-    assert page.browser.execute_script(width) == [PHONE["width"], PHONE["width"]]
+    assert page.browser.execute_script(WIDTH) == [PHONE["width"], PHONE["width"]]
     sliders = page.browser.find_elements(By.CSS_SELECTOR, "input[type=range]")
     assert all(s.rect["x"] >= 0 and s.rect["x"] + s.rect["width"] <= PHONE["width"] for s in sliders)
 
@@ -325,17 +367,24 @@ def test_the_page_waits_in_the_same_queue_and_is_counted(
     assert 'dfmvr_requests_total{route="page",status="503"} 1.0' in client.get("/metrics").text
 
     monkeypatch.undo()
+    monkeypatch.setattr(endpoint.avatars._free, "acquire", lambda blocking: False)
+    busy = reconstruct(client, upload, True)
+    assert "heads as this replica takes (2) are under way" in busy.json()["data"][-1]
+    assert busy.json()["data"][0] == {"__type__": "update"}, "what was shown stays"
+
+    monkeypatch.undo()
     Path(path).unlink()
     gone = reconstruct(client, upload).json()["data"]
     assert "expected a picture chosen in the last 10 minutes" in gone[-1]
     assert gone[:2] == ["", None], "no older head stays"
 
 
-def reconstruct(client: TestClient, front: dict[str, Any]) -> Any:
-    """Ask as the page does."""
+def reconstruct(client: TestClient, front: dict[str, Any], *given: Any) -> Any:
+    """Ask as the page does: for a face, or with `given` as (refine,) for an animatable head."""
+    given = given or (False, "texture")
     events = client.get("/config").json()["dependencies"]
-    event = next(e for e in events if len(e["inputs"]) == 4 and len(e["outputs"]) > 4)
-    body = {"data": [None, front, None, "texture"], "fn_index": event["id"], "session_hash": "test"}
+    event = next(e for e in events if len(e["inputs"]) == len(given) + 3 and len(e["outputs"]) > 4)
+    body = {"data": [None, front, None, *given], "fn_index": event["id"], "session_hash": "test"}
     return client.post("/gradio_api/run/predict", json=body)
 
 

@@ -29,7 +29,8 @@ WRONG: list[tuple[str, Any, str]] = [
     *(("max_batch_items", 0, "at least 1"), ("idempotency_minutes", 0, "more than 0")),
     *(("idempotency_mb", 0, "more than 0"), ("requests_per_minute", -1, "at least 0")),
     *(("model_hash", "abc", "64 hexadecimal digits"), ("model_hash", "G" * 64, "64 hexadecimal digits")),
-    ("page", "perhaps", "not a valid bool"),
+    ("avatar_time_limit_s", 0, "more than 0"),
+    *(("avatar_queue", -1, "at least 0"), ("page", "perhaps", "not a valid bool")),
 ]
 UNCHECKED = {"model", "face_model", "keys_file"}
 """Any text may be a place; who opens it says whether it is there."""
