@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfmvr.avatar.atlas import PARTS
+from dfmvr.avatar.detail import find_detail
 from dfmvr.avatar.head import ARKIT_UNITS, Head
+from dfmvr.avatar.normal_map import draw_normal_map
 from dfmvr.avatar.shots import take_shots
-from dfmvr.avatar.texture import TEXTURE_SIZE, paint_texture
+from dfmvr.avatar.texels import TEXTURE_SIZE
+from dfmvr.avatar.texture import paint_texture
 from dfmvr.geometry.mesh import vertex_normals
 from dfmvr.lighting import linear_to_srgb
 from dfmvr.predictor import Photo, PreparedViews
@@ -41,6 +44,10 @@ class Avatar:
     """By head.ARKIT_UNITS: [M, 3] float32 mm that full activation adds."""
     texture: NDArray[np.uint8]
     """[S, S, 3] sRGB albedo, the first row at the top (v = 1)."""
+    relief: Array | None = None
+    """[R, R] float32 mm that the skin stands out along its normals, laid out as the texture; None: smooth."""
+    normal_map: NDArray[np.uint8] | None = None
+    """[R, R, 3] the same as a normal map (normal_map.py)."""
 
 
 def build_avatar(
@@ -50,6 +57,7 @@ def build_avatar(
     face: Reconstruction,
     view_names: tuple[str, ...],
     texture_size: int = TEXTURE_SIZE,
+    detail: bool = False,
 ) -> Avatar:
     """Make an avatar of a reconstructed face.
 
@@ -60,27 +68,40 @@ def build_avatar(
         face: what `Predictor.reconstruct` made of that.
         view_names: of the views of `face`, in their order.
         texture_size: texels a side.
+        detail: find the skin's relief, too.
     """
     params = face.params.to("cpu")
     with torch.inference_mode():
         shots = take_shots(photos, views, face, view_names)
         seen = head.model.vertices(params.identity, params.expression)
-        texture = paint_texture(head, seen, head.model.albedo(params.albedo), shots, texture_size)
+        albedo = head.model.albedo(params.albedo)
+        relief = find_detail(head, seen, albedo, shots) if detail else None
+        texture = paint_texture(head, seen, albedo, shots, texture_size)
         colours = linear_to_srgb(torch.from_numpy(texture.albedo)).numpy()
-        return pose_head(head, params.identity, np.round(colours * 255).astype(np.uint8))
+        return pose_head(head, params.identity, np.round(colours * 255).astype(np.uint8), relief)
 
 
-def pose_head(head: Head, identity: Tensor, texture: NDArray[np.uint8]) -> Avatar:
-    """Give a person's head at rest its texture.
+def pose_head(
+    head: Head, identity: Tensor, texture: NDArray[np.uint8], relief: Array | None = None
+) -> Avatar:
+    """Give a person's head at rest its texture and relief.
 
     Args:
         head: the rig.
         identity: [80].
         texture: [S, S, 3] sRGB.
+        relief: [R, R] mm; None: smooth skin.
     """
-    model, atlas = head.model, head.atlas
-    vertices = model.vertices(identity, identity.new_zeros(len(model.expression_basis)))
-    normals = vertex_normals(vertices, model.triangles)
+    vertices = head.model.vertices(identity, identity.new_zeros(len(head.model.expression_basis)))
+    return pose_vertices(head, vertices, texture, relief)
+
+
+def pose_vertices(
+    head: Head, vertices: Tensor, texture: NDArray[np.uint8], relief: Array | None = None
+) -> Avatar:
+    """Give a head in any shape [N, 3] mm, which is its rest, a texture and relief as `pose_head` does."""
+    atlas = head.atlas
+    normals = vertex_normals(vertices, head.model.triangles)
     return Avatar(
         vertices=vertices.numpy()[atlas.source],
         normals=normals.numpy()[atlas.source],
@@ -91,15 +112,17 @@ def pose_head(head: Head, identity: Tensor, texture: NDArray[np.uint8]) -> Avata
             name: unit[atlas.source] for name, unit in zip(ARKIT_UNITS, head.units.numpy(), strict=True)
         },
         texture=texture,
+        relief=relief,
+        normal_map=None if relief is None else draw_normal_map(head, vertices, relief),
     )
 
 
-def texture_at(avatar: Avatar, uvs: Array) -> Array:
-    """Return the texture's colours [K, 3], sRGB in [0, 255], at texture coordinates [K, 2]."""
+def image_at(image: Array, uvs: Array) -> Array:
+    """Return the values [K, C] at texture coordinates [K, 2] of an image [S, S, C] laid out like it."""
     from scipy.ndimage import map_coordinates
 
-    size = len(avatar.texture)
+    size = len(image)
     places = np.stack([size * (1 - uvs[:, 1]) - 0.5, size * uvs[:, 0] - 0.5])
-    channels = np.moveaxis(avatar.texture, -1, 0)
+    channels = np.moveaxis(image, -1, 0)
     values = [map_coordinates(channel, places, np.float32, order=1, mode="nearest") for channel in channels]
     return np.stack(values, 1)

@@ -10,16 +10,30 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dfmvr.avatar.build import Avatar, texture_at
+from dfmvr.avatar.build import Avatar, image_at
+from dfmvr.avatar.fine import displaced
 from dfmvr.avatar.gltf import encode_glb
+from dfmvr.avatar.head import Head
 from dfmvr.export import check_mesh_path, encode_mesh
 from dfmvr.files import write_atomic
 from dfmvr.lighting import srgb_to_linear
 from dfmvr.types import Mesh
 
 
+def facts_of(head: Head, weights_hash: str) -> dict[str, str]:
+    """Return the facts that an avatar's file keeps: what it was made with, and whose work that is."""
+    return {
+        "face_model": head.model.hash,
+        "weights": weights_hash,
+        "licence": head.model.licence,
+        "credits": head.model.credits,
+    }
+
+
 def write_avatar(avatar: Avatar, path: Path, extras: Mapping[str, str] | None = None) -> list[Path]:
     """Write an avatar; the ending of `path` decides the format. Only GLB holds expressions.
+
+    A relief is a normal map in GLB; in OBJ and PLY it is shape, with four times the vertices.
 
     Args:
         avatar: the head.
@@ -42,10 +56,10 @@ def write_avatar(avatar: Avatar, path: Path, extras: Mapping[str, str] | None = 
             files = {
                 texture: _png(avatar),
                 material: _mtl(avatar, texture.name),
-                path: _obj(avatar, material.name, extras or {}),
+                path: _obj(displaced(avatar), material.name, extras or {}),
             }
         case _:
-            files = {path: encode_mesh(_coloured(avatar), "ply")}
+            files = {path: encode_mesh(_coloured(displaced(avatar)), "ply")}
     for file, data in files.items():
         write_atomic(file, data)
     return list(files)
@@ -77,6 +91,6 @@ def _obj(avatar: Avatar, material: str, extras: Mapping[str, str]) -> bytes:
 
 def _coloured(avatar: Avatar) -> Mesh:
     """Return the whole head with the texture's colours at its vertices."""
-    colours = srgb_to_linear(torch.from_numpy(texture_at(avatar, avatar.uvs)) / 255)
+    colours = srgb_to_linear(torch.from_numpy(image_at(avatar.texture, avatar.uvs)) / 255)
     triangles = np.concatenate(list(avatar.parts.values()))
     return Mesh(torch.from_numpy(avatar.vertices), torch.from_numpy(triangles), colours)

@@ -1,4 +1,4 @@
-"""An avatar as glTF 2.0 binary (GLB): parts with materials, texture, normals and sparse morph targets.
+"""An avatar as glTF 2.0 binary (GLB): parts with materials, texture, normal map and sparse morph targets.
 
 Written to the letter of the specification (Khronos, glTF 2.0): metres, y up, the face towards +z, texture
 coordinates from the top left, every accessor aligned to 4 bytes, bounds on every position.
@@ -19,6 +19,7 @@ from PIL import Image
 
 from dfmvr import __version__
 from dfmvr.avatar.build import Avatar
+from dfmvr.avatar.normal_map import vertex_tangents
 from dfmvr.export import METRES_PER_MILLIMETRE
 
 Array = NDArray[Any]
@@ -41,11 +42,10 @@ def encode_glb(avatar: Avatar, name: str = "head", extras: Mapping[str, str] | N
         extras: plain facts to keep in the file (hashes, licence): `asset.extras`.
     """
     body = _Body()
-    primitives = [
-        _primitive(body, avatar, triangles, material)
-        for material, triangles in enumerate(avatar.parts.values())
-    ]
-    image = body.add_view(_jpeg(avatar.texture))
+    primitives = [_primitive(body, avatar, material, part) for material, part in enumerate(avatar.parts)]
+    images = [{"mimeType": "image/jpeg", "bufferView": body.add_view(_jpeg(avatar.texture))}]
+    if avatar.normal_map is not None:
+        images.append({"mimeType": "image/png", "bufferView": body.add_view(_png(avatar.normal_map))})
     document = {
         "asset": {
             "version": "2.0",
@@ -63,10 +63,10 @@ def encode_glb(avatar: Avatar, name: str = "head", extras: Mapping[str, str] | N
                 "extras": {"targetNames": list(avatar.targets)},
             }
         ],
-        "materials": [_material(part) for part in avatar.parts],
-        "textures": [{"source": 0, "sampler": 0}],
+        "materials": [_material(part, len(images) > 1) for part in avatar.parts],
+        "textures": [{"source": k, "sampler": 0} for k in range(len(images))],
         "samplers": [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}],
-        "images": [{"mimeType": "image/jpeg", "bufferView": image}],
+        "images": images,
         "accessors": body.accessors,
         "bufferViews": body.views,
         "buffers": [{"byteLength": len(body.data)}],
@@ -90,7 +90,7 @@ class _Body:
         return len(self.views) - 1
 
     def add_vectors(self, values: Array, bounds: bool = False) -> int:
-        """Append a vertex attribute [K, 2 or 3]; return the number of its accessor."""
+        """Append a vertex attribute [K, 2 to 4]; return the number of its accessor."""
         values = values.astype("<f4")
         view = self.add_view(values.tobytes(), _ARRAY_BUFFER)
         return self._add_accessor(values, {"bufferView": view}, bounds)
@@ -125,9 +125,9 @@ class _Body:
         return len(self.accessors) - 1
 
 
-def _primitive(body: _Body, avatar: Avatar, triangles: Array, material: int) -> dict[str, Any]:
+def _primitive(body: _Body, avatar: Avatar, material: int, part: str) -> dict[str, Any]:
     """Append one part: its own vertices, its triangles and what each target does to it."""
-    ids, numbered = np.unique(triangles, return_inverse=True)
+    ids, numbered = np.unique(avatar.parts[part], return_inverse=True)
     normals = avatar.normals[ids].astype(np.float64)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     attributes = {
@@ -135,6 +135,9 @@ def _primitive(body: _Body, avatar: Avatar, triangles: Array, material: int) -> 
         "NORMAL": body.add_vectors(normals),
         "TEXCOORD_0": body.add_vectors(avatar.uvs[ids] * (1, -1) + (0, 1)),
     }
+    if avatar.normal_map is not None and part == "skin":
+        tangents = vertex_tangents(avatar.vertices[ids], normals, avatar.uvs[ids], numbered.reshape(-1, 3))
+        attributes["TANGENT"] = body.add_vectors(np.pad(tangents, ((0, 0), (0, 1)), constant_values=1.0))
     targets = []
     for displacement in avatar.targets.values():
         own = displacement[ids]
@@ -144,12 +147,15 @@ def _primitive(body: _Body, avatar: Avatar, triangles: Array, material: int) -> 
     return {"attributes": attributes, "indices": indices, "material": material, "targets": targets}
 
 
-def _material(part: str) -> dict[str, Any]:
+def _material(part: str, with_normal_map: bool) -> dict[str, Any]:
     """Describe a part's surface; the open neck shows the skin's inside."""
     surface = {
         "baseColorTexture": {"index": 0}, "metallicFactor": 0.0, "roughnessFactor": ROUGHNESS[part],
     }  # fmt: skip
-    return {"name": part, "pbrMetallicRoughness": surface, "doubleSided": part == "skin"}
+    material = {"name": part, "pbrMetallicRoughness": surface, "doubleSided": part == "skin"}
+    if with_normal_map and part == "skin":
+        material["normalTexture"] = {"index": 1}
+    return material
 
 
 def _as_unsigned(values: Array) -> tuple[int, Array]:
@@ -162,6 +168,12 @@ def _as_unsigned(values: Array) -> tuple[int, Array]:
 def _jpeg(texture: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(texture).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return file.getvalue()
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 

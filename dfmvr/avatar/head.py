@@ -36,6 +36,11 @@ ARKIT_UNITS = (
 """Apple's names of the 52 blend shape locations (ARFaceAnchor.BlendShapeLocation); left is the subject's."""
 
 
+def has_head(model: MorphableModel) -> bool:
+    """Say whether a face model has what `load_head` needs: the units tell, an imported model has others."""
+    return {*ARKIT_UNITS} - {TONGUE_OUT} <= {*model.expression_names}
+
+
 @dataclass(frozen=True, eq=False)
 class Head:
     """What all avatars of one face model share."""

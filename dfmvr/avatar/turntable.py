@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dfmvr.avatar.build import Avatar, texture_at
+from dfmvr.avatar.build import Avatar, image_at
+from dfmvr.avatar.normal_map import vertex_tangents
 from dfmvr.files import write_atomic
 from dfmvr.geometry.camera import default_intrinsics, to_camera
 from dfmvr.geometry.mesh import vertex_normals
@@ -36,7 +37,7 @@ _TURN = np.radians(55.0)
 _SUPERSAMPLING = 2
 _ZOOM = 0.62
 """Focal length as a share of the default camera's, so that the whole head is in the picture."""
-_LIGHT = ((0.95, 0.95, 0.97), (0.2, 0.2, 0.2), (0.34, 0.33, 0.32), (0.1, 0.09, 0.08))
+LIGHT = ((0.95, 0.95, 0.97), (0.2, 0.2, 0.2), (0.34, 0.33, 0.32), (0.1, 0.09, 0.08))
 """Bands 1, y, z, x: from all sides, above, before, and a little from the viewer's right."""
 _GLINT_TOWARDS = (0.3, 0.45, 0.84)
 """Where the lamp stands that highlights mirror, in view-aligned axes."""
@@ -72,7 +73,11 @@ def write_turntable(avatar: Avatar, path: Path, image_size: int = 384) -> None:
 
 
 def draw_avatar(
-    avatar: Avatar, yaw: float, activations: Mapping[str, float], image_size: int
+    avatar: Avatar,
+    yaw: float,
+    activations: Mapping[str, float],
+    image_size: int,
+    light: Sequence[Sequence[float]] = LIGHT,
 ) -> NDArray[np.uint8]:
     """Draw the head as the turntable shows it.
 
@@ -81,6 +86,7 @@ def draw_avatar(
         yaw: radians; negative: the nose points to the image's left.
         activations: of expression units, by name.
         image_size: pixels a side.
+        light: the first bands [1 to 9, 3] (lighting.py) of its colours.
 
     Returns:
         [H, W, 3] sRGB.
@@ -94,24 +100,33 @@ def draw_avatar(
     camera = to_camera(torch.from_numpy(vertices), rotation, torch.tensor([0.0, 4.0, 0.0]))
     intrinsics = default_intrinsics(fine)
     intrinsics[[0, 1], [0, 1]] *= _ZOOM
-    normals = _normals(avatar, vertices) @ rotation.T
-    attributes = torch.cat([torch.from_numpy(avatar.uvs), normals, _gloss(avatar)], -1)
+    normals = _normals(avatar, vertices)
+    tangents = torch.from_numpy(vertex_tangents(vertices, normals.numpy(), avatar.uvs, triangles)).float()
+    turned = torch.cat([normals @ rotation.T, tangents @ rotation.T], -1)
+    attributes = torch.cat([torch.from_numpy(avatar.uvs), _gloss(avatar), turned], -1)
     drawn = ZBufferRenderer()(camera, torch.from_numpy(triangles), attributes, intrinsics, fine)
     picture = torch.full((fine, fine, 3), _BACKDROP)
-    picture[drawn.mask] = linear_to_srgb(_shaded(avatar, drawn.attributes[drawn.mask]).clamp(0, 1))
+    shaded = _shaded(avatar, drawn.attributes[drawn.mask], light)
+    picture[drawn.mask] = linear_to_srgb(shaded.clamp(0, 1))
     small = cv2.resize(picture.numpy(), (image_size, image_size), interpolation=cv2.INTER_AREA)
     return np.round(small * 255).astype(np.uint8)
 
 
-def _shaded(avatar: Avatar, attributes: torch.Tensor) -> torch.Tensor:
-    """Return the linear colours [K, 3] of points with texture coordinates, normals and gloss [K, 7]."""
-    albedo = srgb_to_linear(torch.from_numpy(texture_at(avatar, attributes[:, :2].numpy())) / 255)
-    normal = torch.nn.functional.normalize(attributes[..., 2:5], dim=-1)
+def _shaded(avatar: Avatar, attributes: torch.Tensor, bands: Sequence[Sequence[float]]) -> torch.Tensor:
+    """Return the linear colours [K, 3] of points with uv, gloss, normal and tangent [K, 10]."""
+    uvs = attributes[:, :2].numpy()
+    albedo = srgb_to_linear(torch.from_numpy(image_at(avatar.texture, uvs)) / 255)
+    normal = torch.nn.functional.normalize(attributes[:, 4:7], dim=-1)
+    if avatar.normal_map is not None:
+        tangent = torch.nn.functional.normalize(attributes[:, 7:], dim=-1)
+        frame = torch.stack([tangent, torch.linalg.cross(normal, tangent), normal], 1)
+        local = torch.from_numpy(image_at(avatar.normal_map, uvs)) / 127.5 - 1
+        normal = torch.nn.functional.normalize((local.unsqueeze(-1) * frame).sum(1), dim=-1)
     light = torch.zeros(9, 3)
-    light[: len(_LIGHT)] = torch.tensor(_LIGHT)
+    light[: len(bands)] = torch.tensor(bands)
     towards_eye = torch.tensor((0.0, 0.0, 1.0))
     halfway = torch.nn.functional.normalize(torch.tensor(_GLINT_TOWARDS) + towards_eye, dim=0)
-    strength, sharpness = attributes[..., 5:].unbind(-1)
+    strength, sharpness = attributes[:, 2:4].unbind(-1)
     glint = strength * (normal @ halfway).clamp(0, 1) ** sharpness.clamp_min(1)
     return albedo * (sh_basis(normal) @ light) + glint.unsqueeze(-1)
 

@@ -66,6 +66,12 @@ def add_parser(commands: Any) -> None:
         metavar="FILE",
         help="draw the head turning and smiling, .webp, .gif or .mp4",
     )
+    parser.add_argument(
+        "--detail",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="find wrinkles and folds, too: a normal map in .glb, shape in .obj and .ply (--no-detail)",
+    )
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -73,7 +79,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Reconstruct a head and write it."""
     from dfmvr.avatar.build import build_avatar
-    from dfmvr.avatar.files import write_avatar
+    from dfmvr.avatar.files import facts_of, write_avatar
     from dfmvr.avatar.head import load_head
     from dfmvr.avatar.turntable import check_turntable_path, write_turntable
     from dfmvr.export import check_mesh_path
@@ -91,13 +97,8 @@ def run(options: argparse.Namespace) -> None:
     face = predictor.refine(views) if options.refine else predictor.reconstruct(views)
     for warning in face.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    avatar = build_avatar(head, photos, views, face, predictor.card.view_names)
-    facts = {
-        "face_model": head.model.hash,
-        "weights": predictor.weights_hash,
-        "licence": head.model.licence,
-        "credits": head.model.credits,
-    }
+    avatar = build_avatar(head, photos, views, face, predictor.card.view_names, detail=options.detail)
+    facts = facts_of(head, predictor.weights_hash)
     for path in options.out:
         for written in write_avatar(avatar, path, facts):
             print(written)

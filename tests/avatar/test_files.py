@@ -12,7 +12,7 @@ import trimesh
 from PIL import Image
 
 from dfmvr.avatar import turntable
-from dfmvr.avatar.build import Avatar, texture_at
+from dfmvr.avatar.build import Avatar, image_at
 from dfmvr.avatar.files import write_avatar
 from dfmvr.avatar.turntable import SMILE, draw_avatar, write_turntable
 from dfmvr.cli import main
@@ -49,7 +49,7 @@ def test_the_texture_is_read_between_its_texels(avatar: Avatar) -> None:
     size = len(avatar.texture)
     at = np.array([[10.5 / size, 1 - 20.5 / size], [11.0 / size, 1 - 20.5 / size]])
     one, next_one = avatar.texture[20, 10:12].astype(float)
-    np.testing.assert_allclose(texture_at(avatar, at), [one, (one + next_one) / 2], atol=1e-3)
+    np.testing.assert_allclose(image_at(avatar.texture, at), [one, (one + next_one) / 2], atol=1e-3)
 
 
 def test_a_smile_widens_the_drawn_mouth_and_leaves_the_brow(avatar: Avatar) -> None:

@@ -25,7 +25,7 @@ require("gltf-validator").validateBytes(new Uint8Array(require("fs").readFileSyn
     .then(report => console.log(JSON.stringify(report)))
 """
 TYPES = {5123: "<u2", 5125: "<u4", 5126: "<f4"}
-WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}
+WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
 
 
 class Glb:
@@ -133,6 +133,29 @@ def test_the_texture_comes_back_at_the_same_places(glb: Glb, avatar: Avatar) -> 
     np.testing.assert_allclose(picture[rows, columns, :2], expected, atol=6)
 
 
+def test_a_relief_is_the_skins_normal_texture(wrinkled: Avatar) -> None:
+    data = encode_glb(wrinkled)
+    glb = Glb(data)
+    assert len(data) < 6e6
+    assert [m.get("normalTexture") for m in glb.document["materials"]] == [{"index": 1}, None, None, None]
+    image = glb.document["images"][glb.document["textures"][1]["source"]]
+    assert image["mimeType"] == "image/png"
+    picture = np.asarray(Image.open(io.BytesIO(glb.view(image["bufferView"]))))
+    np.testing.assert_array_equal(picture, wrinkled.normal_map)
+    skin, *others = (primitive["attributes"] for primitive in glb.document["meshes"][0]["primitives"])
+    assert all("TANGENT" not in attributes for attributes in others)
+    tangents, normals = glb.array(skin["TANGENT"]), glb.array(skin["NORMAL"])
+    np.testing.assert_array_equal(tangents[:, 3], 1)
+    np.testing.assert_allclose(np.linalg.norm(tangents[:, :3], axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose((tangents[:, :3] * normals).sum(1), 0, atol=1e-5)
+
+
+def test_without_a_relief_there_is_no_normal_texture(glb: Glb) -> None:
+    assert len(glb.document["images"]) == len(glb.document["textures"]) == 1
+    assert "normalTexture" not in json.dumps(glb.document["materials"])
+    assert "TANGENT" not in json.dumps(glb.document["meshes"])
+
+
 def test_pygltflib_reads_it(data: bytes) -> None:
     from pygltflib import GLTF2
 
@@ -141,11 +164,14 @@ def test_pygltflib_reads_it(data: bytes) -> None:
     assert len(gltf.binary_blob()) == gltf.buffers[0].byteLength
 
 
-def test_khronos_validator_finds_nothing(data: bytes, node_package: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("with_relief", [False, True])
+def test_khronos_validator_finds_nothing(
+    with_relief: bool, data: bytes, wrinkled: Avatar, node_package: Callable[[str], Path]
+) -> None:
     validator = node_package("gltf-validator")
     answer = subprocess.run(
         ["node", "-e", VALIDATE],
-        input=data,
+        input=encode_glb(wrinkled) if with_relief else data,
         capture_output=True,
         check=True,
         timeout=60,

@@ -10,7 +10,8 @@ import torch
 
 from dfmvr.avatar.head import Head
 from dfmvr.avatar.shots import SHOT_SIZE, Shot
-from dfmvr.avatar.texture import Texels, Texture, find_texels, look_up, paint_texture
+from dfmvr.avatar.texels import Texels, find_texels, look_up
+from dfmvr.avatar.texture import Texture, paint_texture
 from dfmvr.geometry.camera import default_intrinsics, from_camera, to_camera
 from dfmvr.geometry.mesh import vertex_normals
 from dfmvr.geometry.rotation import euler_to_matrix
