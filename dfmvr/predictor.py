@@ -9,8 +9,9 @@ The command line, the jobs and the server all go through it; it knows nothing of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dfmvr.confidence import Calibration, ErrorModel
 from dfmvr.data.preprocess.crop import Crop, fit_crop, nominal_crop
 from dfmvr.data.preprocess.detect import PictureRejected
 from dfmvr.data.preprocess.landmark import LandmarkFinder
@@ -30,7 +32,7 @@ from dfmvr.networks.weights import ModelCard, WeightsError, load_model
 from dfmvr.reconstructor import reconstructions
 from dfmvr.refine import STEPS, refine_params
 from dfmvr.render.zbuffer import ZBufferRenderer
-from dfmvr.types import N_LANDMARKS, REGION_NAMES, VIEW_NAMES, FaceParams, Reconstruction, ViewBatch
+from dfmvr.types import N_LANDMARKS, NINE_VIEWS, REGION_NAMES, FaceParams, Reconstruction, ViewBatch
 
 SHIPPED_MODEL = Path(__file__).parent / "weights" / "default"
 """Folder of the weights that come with the package."""
@@ -38,7 +40,9 @@ SHIPPED_MODEL = Path(__file__).parent / "weights" / "default"
 MESH_LEVEL = 2
 """Subdivision level of the meshes that come out."""
 
-NOMINAL_YAWS = MappingProxyType(dict(zip(VIEW_NAMES, np.radians([-45.0, 0.0, 45.0]), strict=True)))
+NOMINAL_YAWS = MappingProxyType(
+    dict(zip(NINE_VIEWS, np.radians([-75.0, -60.0, -45.0, -20.0, 0.0, 20.0, 45.0, 60.0, 75.0]), strict=True))
+)
 """Radians: where the views of the training sets lie, give or take some ten degrees."""
 SWAPPED_YAW = np.radians(10.0)
 """A side view whose nose points this far to the wrong side is probably the other side's."""
@@ -61,6 +65,9 @@ class Photo:
     right, which is the image's left) or [68, 2] iBUG landmarks. None: the image is a crop already."""
     mask: NDArray[Any] | None = None
     """[H, W] region labels 0-9 of the image. None: the network does without (all background)."""
+    yaw: float | None = None
+    """Radians that the head is turned, roughly; negative when the nose points to the image's left. None: as
+    the view's name says, or unknown. Where there are points, they say it more exactly."""
 
     def __post_init__(self) -> None:
         image, mask = self.image, self.mask
@@ -81,12 +88,18 @@ class Photo:
             )
 
 
+Photos = Mapping[str, Photo] | Sequence[Photo]
+"""Photographs of one face by the names of their views; or without names, for a network that takes any."""
+
+
 @dataclass(frozen=True, eq=False)
 class PreparedViews:
     """Photographs, cropped and masked as the network expects them."""
 
     batch: ViewBatch
     """One sample, B = 1."""
+    names: tuple[str, ...]
+    """[V] of the views."""
     sources: tuple[str, ...]
     """[V] for each of the network's views, which of the given photographs fills it."""
     crops: tuple[Crop, ...]
@@ -110,10 +123,16 @@ class Predictor:
         card: what it was trained for.
         face_model: the face model whose coefficients it predicts, at the level wanted for meshes.
         device: where to compute.
+        calibration: how the network's answers err; None: answers come without expected errors.
     """
 
     def __init__(
-        self, network: nn.Module, card: ModelCard, face_model: MorphableModel, device: str = "cpu"
+        self,
+        network: nn.Module,
+        card: ModelCard,
+        face_model: MorphableModel,
+        device: str = "cpu",
+        calibration: Calibration | None = None,
     ) -> None:
         if face_model.hash != card.face_model_hash:
             raise WeightsError(
@@ -124,6 +143,7 @@ class Predictor:
         self.card = card
         self.network = fold_batch_norms(network).to(device)
         self.face_model = face_model.to(device).eval()
+        self.calibration = calibration
         self.renderer = ZBufferRenderer()
 
     @classmethod
@@ -151,10 +171,12 @@ class Predictor:
                 f"{SHIPPED_MODEL}: this copy of dfmvr comes without trained weights; "
                 "name a model folder (after `make quickstart`: runs/quickstart/model)"
             )
-        network, card = load_model(SHIPPED_MODEL if model_dir is None else model_dir)
+        folder = SHIPPED_MODEL if model_dir is None else model_dir
+        network, card = load_model(folder)
+        calibration = Calibration.load(folder, card.weights_hash)
         face_model = MorphableModel.load(face_model_path, level=MESH_LEVEL)
         try:
-            return cls(network, card, face_model, device)
+            return cls(network, card, face_model, device, calibration)
         except WeightsError as error:
             raise WeightsError(f"{face_model_path or 'the face model of dfmvr'}: {error}") from error
 
@@ -165,58 +187,67 @@ class Predictor:
 
     @property
     def n_views(self) -> int:
-        """Number of views that the network takes."""
+        """Number of views that the network takes; the most that it was trained with where it takes any."""
         return len(self.card.view_names)
+
+    @property
+    def takes_any_views(self) -> bool:
+        """Whether the network takes any number of views, in any order, whatever their names."""
+        return self.card.network.name == "set_rednet"
 
     @property
     def weights_hash(self) -> str:
         """SHA-256 of the weights."""
         return self.card.weights_hash
 
-    def __call__(self, photos: Mapping[str, Photo]) -> Reconstruction:
+    def __call__(self, photos: Photos) -> Reconstruction:
         """Reconstruct a face from photographs.
 
         Args:
             photos: by view name (`card.view_names`); at least one. A view that is not given is filled as
-                `prepare` says.
+                `prepare` says. Where the network `takes_any_views`: any photographs, by any names or without.
 
         Raises:
             ValueError: a photograph, its points or its mask cannot be used; the message names the view.
         """
         return self.reconstruct(self.prepare(photos))
 
-    def unlocated(self, photos: Mapping[str, Photo]) -> list[str]:
+    def unlocated(self, photos: Photos) -> list[str]:
         """Return the views whose photographs have no points and are no crops either."""
         crop = (self.image_size, self.image_size)
-        return [name for name, p in photos.items() if p.points is None and p.image.shape[:2] != crop]
+        named = self._named(photos)
+        return [name for name, p in named.items() if p.points is None and p.image.shape[:2] != crop]
 
-    def locate(self, photos: Mapping[str, Photo], finder: LandmarkFinder) -> dict[str, Photo]:
+    def locate(self, photos: Photos, finder: LandmarkFinder) -> dict[str, Photo]:
         """Give the `unlocated` photographs the 68 landmarks that `finder` finds.
 
         Raises:
             FaceNotFound: a photograph shows no face, or more than one.
         """
         wanted = self.unlocated(photos)
-        located = dict(photos)
-        for name, found in zip(wanted, finder([_as_bytes(photos[n].image) for n in wanted]), strict=True):
+        located = self._named(photos)
+        for name, found in zip(wanted, finder([_as_bytes(located[n].image) for n in wanted]), strict=True):
             if isinstance(found, PictureRejected):
                 raise FaceNotFound(name, found)
-            located[name] = dataclasses.replace(photos[name], points=found.points)
+            located[name] = dataclasses.replace(located[name], points=found.points)
         return located
 
-    def prepare(self, photos: Mapping[str, Photo]) -> PreparedViews:
+    def prepare(self, photos: Photos) -> PreparedViews:
         """Crop and mask photographs, and put them where the network expects them.
 
         A view that is not given is filled with the given photograph of the nearest nominal yaw. A network
         with `view_flags` is told not to look at it; any other sees one picture twice. Depth rests on fewer
-        observations in both cases: `warnings` says so.
+        observations in both cases: `warnings` says so. Where the network `takes_any_views`, the views are the
+        photographs that are given, in their order.
 
         Raises:
             ValueError: as `__call__`.
         """
-        sources, warnings = self._assign(photos)
+        photos = self._named(photos)
+        names = tuple(photos) if self.takes_any_views else self.card.view_names
+        sources, warnings = self._assign(photos, names)
         crops = {name: self._crop(name, photos[name]) for name in dict.fromkeys(sources)}
-        warnings += [text for name, crop in crops.items() for text in self._doubts(name, crop)]
+        warnings += [text for name, crop in crops.items() for text in _doubts(name, photos[name], crop)]
         images = {
             name: torch.from_numpy(crop.cut(_as_bytes(photos[name].image))) for name, crop in crops.items()
         }
@@ -224,15 +255,15 @@ class Predictor:
         batch = self._as_batch(
             torch.stack([images[name] for name in sources]),
             torch.stack([masks[name] for name in sources]),
-            [crops[name].yaw for name in sources],
-            [name in photos for name in self.card.view_names],
+            [_known_yaw(name, photos[name], crops[name]) for name in sources],
+            [name in photos for name in names],
         )
-        for v, name in enumerate(self.card.view_names):
+        for v, name in enumerate(names):
             points = photos[name].points if name in photos else None
             if points is not None and len(points) == N_LANDMARKS:
                 batch.landmarks_2d[0, v] = torch.from_numpy(crops[name].points_to_crop(points))
                 batch.landmarks_2d_weights[0, v] = 1.0
-        return PreparedViews(batch, sources, tuple(crops[name] for name in sources), tuple(warnings))
+        return PreparedViews(batch, names, sources, tuple(crops[name] for name in sources), tuple(warnings))
 
     def reconstruct(self, views: PreparedViews) -> Reconstruction:
         """Reconstruct a face from prepared views."""
@@ -258,31 +289,76 @@ class Predictor:
             params = self.predict_params(batch)
         with torch.no_grad():
             refined = refine_params(params, batch, self.face_model, steps)
-            face = reconstructions(refined, batch.intrinsics, self.face_model)[0]
-        if refined is params:
+            face = reconstructions(refined.params, batch.intrinsics, self.face_model)[0]
+        if refined.covariance is None:
             warnings += (NOT_REFINED,)
-        return dataclasses.replace(face, warnings=warnings)
+        expected = self._expected_errors(batch, refined.covariance)[0]
+        return dataclasses.replace(face, warnings=warnings, expected_error_mm=expected)
 
     def predict_batch(self, batch: ViewBatch) -> list[Reconstruction]:
-        """Reconstruct every sample of a batch; only images, masks, view_present and intrinsics are read."""
+        """Reconstruct every sample of a batch; landmarks, their weights and weight maps are not read."""
         params = self.predict_params(batch)
         with torch.inference_mode():
-            return reconstructions(params, batch.intrinsics.to(self.device), self.face_model)
+            faces = reconstructions(params, batch.intrinsics.to(self.device), self.face_model)
+        expected = self._expected_errors(batch)
+        return [
+            dataclasses.replace(face, expected_error_mm=errors)
+            for face, errors in zip(faces, expected, strict=True)
+        ]
 
     def predict_params(self, batch: ViewBatch) -> FaceParams:
         """Return the parameters of every sample of a batch, leading shape [B]."""
         with torch.inference_mode():
             batch = batch.to(self.device)
-            params: FaceParams = self.network(batch.images, batch.masks, batch.view_present)
+            params: FaceParams = self.network(batch.images, batch.masks, batch.view_present, batch.view_yaws)
         return params
 
-    def _assign(self, photos: Mapping[str, Photo]) -> tuple[tuple[str, ...], list[str]]:
+    def _expected_errors(
+        self, batch: ViewBatch, covariance: Tensor | None = None
+    ) -> list[dict[str, float] | None]:
+        """Return each sample's expected errors in mm by region; None without a calibration.
+
+        Args:
+            batch: what the faces were reconstructed from.
+            covariance: of the refined coefficients, for a batch of one; None: the network's answers.
+        """
+        if self.calibration is None:
+            return [None] * len(batch.images)
+        present = batch.view_present
+        views = [batch.n_views] * len(batch.images) if present is None else present.sum(1).tolist()
+        with_masks = (batch.masks > 0).flatten(1).any(1).tolist()
+        found: list[dict[str, float] | None] = []
+        for case in map(self.calibration.case, views, with_masks):
+            if case is None or covariance is None:
+                found.append(None if case is None else dict(case.network_mm))
+            else:
+                errors = case.calibrated(self._error_model.regions(covariance)).tolist()
+                found.append(dict(zip(self._error_model.places, errors, strict=True)))
+        return found
+
+    @cached_property
+    def _error_model(self) -> ErrorModel:
+        return ErrorModel(self.face_model)
+
+    def _named(self, photos: Photos) -> dict[str, Photo]:
+        """Give names to photographs that come without."""
+        if isinstance(photos, Mapping):
+            return dict(photos)
+        if not self.takes_any_views:
+            raise ValueError(
+                f"photos: expected a mapping by the views {', '.join(self.card.view_names)}, got a list"
+            )
+        return {f"photograph {number}": photo for number, photo in enumerate(photos, 1)}
+
+    def _assign(
+        self, photos: Mapping[str, Photo], names: tuple[str, ...]
+    ) -> tuple[tuple[str, ...], list[str]]:
         """Say which photograph fills each view, and what is missing."""
-        names = self.card.view_names
         unknown = [name for name in photos if name not in names]
         if unknown or not photos:
             raise ValueError(
-                f"photos: expected at least one of the views {', '.join(names)}, got {list(photos)}"
+                f"photos: expected at least one of the views {', '.join(self.card.view_names)}, "
+                f"got {list(photos)}"
             )
 
         def nearest(name: str) -> str:
@@ -299,7 +375,8 @@ class Predictor:
         return sources, warnings
 
     def _crop(self, name: str, photo: Photo) -> Crop:
-        yaw = NOMINAL_YAWS[name]
+        nominal = _nominal_yaw(name, photo)
+        yaw = nominal or 0.0
         if photo.points is None:
             height, width = photo.image.shape[:2]
             if (height, width) != (self.image_size, self.image_size):
@@ -309,22 +386,11 @@ class Predictor:
                 )
             return nominal_crop(self.image_size, yaw)
         try:
+            if nominal is None:  # nearly a profile is further from 0 than a view may be from its usual yaw
+                yaw = fit_crop(photo.points, self.face_model, self.image_size).yaw
             return fit_crop(photo.points, self.face_model, self.image_size, yaw)
         except ValueError as error:
             raise ValueError(f"{name} view: {error}") from error
-
-    def _doubts(self, name: str, crop: Crop) -> list[str]:
-        """Say what looks wrong about a photograph."""
-        doubts = []
-        nominal = NOMINAL_YAWS[name]
-        if nominal and crop.yaw * np.sign(nominal) < -SWAPPED_YAW:
-            side = "right" if crop.yaw > 0 else "left"
-            doubts.append(f"{name} view: the nose points to the image's {side}; are left and right swapped?")
-        if abs(crop.yaw) > MAX_YAW:
-            doubts.append(f"{name} view: face at {np.degrees(abs(crop.yaw)):.0f} degrees, one eye is hidden")
-        if crop.scale > MAX_ENLARGEMENT:
-            doubts.append(f"{name} view: the face is small and was enlarged {crop.scale:.1f} times")
-        return doubts
 
     def _mask(self, photo: Photo, crop: Crop) -> Tensor:
         """Return region labels [S, S] int64."""
@@ -347,6 +413,31 @@ class Predictor:
             view_yaws=torch.tensor([yaws]),
             view_present=torch.tensor([present]),
         )
+
+
+def _doubts(name: str, photo: Photo, crop: Crop) -> list[str]:
+    """Say what looks wrong about a photograph."""
+    doubts = []
+    nominal = _nominal_yaw(name, photo)
+    if nominal and crop.yaw * np.sign(nominal) < -SWAPPED_YAW:
+        side = "right" if crop.yaw > 0 else "left"
+        doubts.append(f"{name} view: the nose points to the image's {side}; are left and right swapped?")
+    if abs(crop.yaw) > MAX_YAW:
+        doubts.append(f"{name} view: face at {np.degrees(abs(crop.yaw)):.0f} degrees, one eye is hidden")
+    if crop.scale > MAX_ENLARGEMENT:
+        doubts.append(f"{name} view: the face is small and was enlarged {crop.scale:.1f} times")
+    return doubts
+
+
+def _known_yaw(name: str, photo: Photo, crop: Crop) -> float:
+    """Return what is known of a view's yaw in radians, NaN if nothing."""
+    known = photo.points is not None or _nominal_yaw(name, photo) is not None
+    return crop.yaw if known else float("nan")
+
+
+def _nominal_yaw(name: str, photo: Photo) -> float | None:
+    """Return a photograph's rough yaw in radians: as given, or as its view's name says; else None."""
+    return NOMINAL_YAWS.get(name) if photo.yaw is None else photo.yaw
 
 
 def _as_bytes(image: NDArray[Any]) -> NDArray[np.uint8]:

@@ -12,10 +12,11 @@ Axis letters: V view, K landmark, P unknown.
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jacfwd
+from torch.func import jacfwd, vmap
 
 from dfmvr.geometry.camera import project, to_camera
 from dfmvr.geometry.rotation import euler_to_matrix
@@ -87,6 +88,24 @@ class LandmarkFit:
         )
         return (project(camera, self._intrinsics) - self._target) / self._pixel
 
+    def jacobian(self, unknowns: Tensor) -> Tensor:
+        """Return the residuals' derivatives [V, K, 2, P], written out: a pose moves its own view alone."""
+        coefficients, turns, shifts = self._split(unknowns)
+        points = self._points + (coefficients @ self._bases).unflatten(-1, (-1, 3))
+        turn = euler_to_matrix(turns)
+        rotation = turn @ self._rotation
+        x, y, z = to_camera(points.unsqueeze(0), rotation, self._translation + shifts).unbind(-1)
+        zero = torch.zeros_like(z)
+        onto_plane = torch.stack([1 / z, zero, -x / z**2, zero, 1 / z, -y / z**2], -1).unflatten(-1, (2, 3))
+        # Per mm of a posed point, before the camera's axes flip y and z.
+        by_mm = self._intrinsics[:, None, :2, :2] @ onto_plane * z.new_tensor((1.0, -1.0, -1.0)) / self._pixel
+        by_point = by_mm @ rotation.unsqueeze(1)
+        by_coefficient = torch.einsum("vkic,pkc->vkip", by_point, self._bases.unflatten(-1, (-1, 3)))
+        turning = vmap(jacfwd(euler_to_matrix))(turns)
+        by_turn = torch.einsum("vkij,vjla,vlc,kc->vkia", by_mm, turning, self._rotation, points)
+        poses = [_block_by_view(by_turn), _block_by_view(by_mm)]
+        return torch.cat([by_coefficient, *poses], -1)
+
     def objective(self, unknowns: Tensor, outlier: float) -> Tensor:
         """Return minus the log posterior, up to a constant."""
         squared = self.residuals(unknowns).square().sum(-1)
@@ -96,11 +115,17 @@ class LandmarkFit:
     def normal_equations(self, unknowns: Tensor, outlier: float) -> tuple[Tensor, Tensor]:
         """Return the objective's gradient [P], and its Hessian [P, P] as Gauss and Newton approximate it."""
         residuals = self.residuals(unknowns)
-        jacobian = jacfwd(self.residuals)(unknowns)
+        jacobian = self.jacobian(unknowns)
         weights = self.weights / (1 + residuals.square().sum(-1) / outlier**2).square()
         weighted = (weights[..., None, None] * jacobian).flatten(0, 2)
         gradient = weighted.mT @ residuals.flatten() + self.precision @ unknowns
         return gradient, weighted.mT @ jacobian.flatten(0, 2) + self.precision
+
+    def covariance(self, unknowns: Tensor) -> Tensor:
+        """Return the [P, P] covariance of the coefficients' errors around an optimum (Laplace)."""
+        n_coefficients = len(unknowns) - 6 * len(self._rotation)
+        hessian = self.normal_equations(unknowns, OUTLIER)[1]
+        return torch.linalg.inv(hessian)[:n_coefficients, :n_coefficients]
 
     def share_fitting(self, unknowns: Tensor) -> float:
         """Return the share of the landmarks' weight that lies within OUTLIER."""
@@ -129,9 +154,20 @@ class LandmarkFit:
         return coefficients, turns.unflatten(0, (-1, 3)), shifts.unflatten(0, (-1, 3))
 
 
+@dataclass(frozen=True)
+class Refined:
+    """Where a refinement ended."""
+
+    params: FaceParams
+    """The network's answer itself where there are no landmarks, or no face fits them."""
+    covariance: Tensor | None
+    """[P, P] float64 of identity's and expression's errors, as the objective's curvature has it (poses
+    integrated out); None where the network's answer stayed."""
+
+
 def refine_params(
     params: FaceParams, batch: ViewBatch, face_model: MorphableModel, steps: int = STEPS
-) -> FaceParams:
+) -> Refined:
     """Fit identity, expression and poses to the landmarks of one sample; albedo and light stay.
 
     Args:
@@ -139,9 +175,6 @@ def refine_params(
         batch: of that sample. A view whose landmarks all weigh 0 keeps its pose.
         face_model: whose coefficients they are, at any level.
         steps: at most this many.
-
-    Returns:
-        The refined parameters; `params` itself where there are no landmarks, or no face fits them.
 
     Raises:
         ValueError: `steps` is negative, or the batch holds several samples.
@@ -152,9 +185,11 @@ def refine_params(
         raise ValueError(f"batch: expected one sample, got {len(batch.images)}")
     fit = LandmarkFit(params, batch, face_model)
     if not fit.weights.any():
-        return params
+        return Refined(params, None)
     unknowns = _solve(fit, steps)
-    return fit.moved(unknowns) if fit.share_fitting(unknowns) >= MIN_FITTING else params
+    if fit.share_fitting(unknowns) < MIN_FITTING:
+        return Refined(params, None)
+    return Refined(fit.moved(unknowns), fit.covariance(unknowns))
 
 
 def _solve(fit: LandmarkFit, steps: int) -> Tensor:
@@ -173,3 +208,11 @@ def _solve(fit: LandmarkFit, steps: int) -> Tensor:
                 break
             damping *= 10
     return unknowns
+
+
+def _block_by_view(own: Tensor) -> Tensor:
+    """Return derivatives [V, K, 2, 3 V] for all views' poses from those [V, K, 2, 3] for each view's own."""
+    views = torch.arange(len(own), device=own.device)
+    blocks = own.new_zeros(*own.shape[:-1], len(own), 3)
+    blocks[views, :, :, views] = own
+    return blocks.flatten(-2)

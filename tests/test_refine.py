@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.func import jacfwd
 
+from dfmvr.confidence import Calibration, Case
 from dfmvr.geometry.camera import default_intrinsics
 from dfmvr.geometry.rotation import euler_to_matrix
 from dfmvr.morphable.model import MorphableModel
@@ -80,6 +82,8 @@ def test_derivatives_agree_with_finite_differences(
     n_unknowns = len(fit.precision)
     assert n_unknowns == 80 + 64 + 3 * 6
     unknowns = 0.02 * torch.randn(n_unknowns, generator=torch.Generator().manual_seed(2)).double()
+    oracle = jacfwd(fit.residuals)(unknowns)
+    torch.testing.assert_close(fit.jacobian(unknowns), oracle, rtol=1e-9, atol=1e-9)
     gradient, hessian = fit.normal_equations(unknowns, OUTLIER)
     assert gradient.dtype == torch.float64
     steps = 1e-6 * torch.eye(n_unknowns).double()
@@ -101,7 +105,7 @@ def test_landmarks_are_those_of_the_reconstruction(
 
 
 def test_the_truth_stays_where_it_is(truth: FaceParams, batch: ViewBatch, model: MorphableModel):
-    refined = refine_params(truth, batch, model)
+    refined = refine_params(truth, batch, model).params
     torch.testing.assert_close(refined.identity, truth.identity, rtol=0, atol=1e-3)
     torch.testing.assert_close(refined.translation, truth.translation, rtol=0, atol=1e-2)
 
@@ -110,14 +114,31 @@ def test_a_disturbed_face_comes_back_in_spite_of_outliers(
     truth: FaceParams, disturbed: FaceParams, batch: ViewBatch, model: MorphableModel
 ):
     batch.landmarks_2d[0, :, [3, 30, 50]] += 25.0
-    refined = refine_params(disturbed, batch, model)
+    refined = refine_params(disturbed, batch, model).params
     before, after = (shape_error(params, truth, model) for params in (disturbed, refined))
     assert after < 0.6 * before
     assert (refined.rotation - truth.rotation).norm() < 0.5 * (disturbed.rotation - truth.rotation).norm()
     torch.testing.assert_close(refined.rotation.det(), torch.ones(1, 3))
     assert torch.equal(refined.albedo, truth.albedo)
-    again = refine_params(disturbed, batch, model)
+    again = refine_params(disturbed, batch, model).params
     assert torch.equal(again.identity, refined.identity)
+
+
+def test_the_covariance_is_the_curvature_with_poses_integrated_out(
+    truth: FaceParams, batch: ViewBatch, model: MorphableModel
+):
+    fit = LandmarkFit(truth, batch, model)
+    nothing = torch.zeros(len(fit.precision)).double()
+    hessian = fit.normal_equations(nothing, OUTLIER)[1]
+    shape, poses, both = hessian[:144, :144], hessian[144:, 144:], hessian[:144, 144:]
+    marginal = shape - both @ torch.linalg.solve(poses, both.mT)
+    covariance = fit.covariance(nothing)
+    torch.testing.assert_close(covariance @ marginal, torch.eye(144).double(), rtol=0, atol=1e-6)
+    found = refine_params(truth, batch, model).covariance
+    assert found is not None
+    torch.testing.assert_close(found, covariance, rtol=1e-2, atol=1e-4)
+    prior = torch.linalg.inv(fit.precision)[:144, :144]
+    assert torch.linalg.eigvalsh(prior - covariance)[0] > -1e-9
 
 
 def test_a_view_without_landmarks_keeps_its_pose(
@@ -125,7 +146,7 @@ def test_a_view_without_landmarks_keeps_its_pose(
 ):
     batch.landmarks_2d_weights[0, 2] = 0.0
     batch.landmarks_2d[0, 2] = 0.0
-    refined = refine_params(disturbed, batch, model)
+    refined = refine_params(disturbed, batch, model).params
     torch.testing.assert_close(refined.rotation[0, 2], disturbed.rotation[0, 2])
     assert not torch.allclose(refined.rotation[0, 0], disturbed.rotation[0, 0])
 
@@ -138,7 +159,9 @@ def test_without_landmarks_of_a_face_the_answer_stays(
         batch.landmarks_2d_weights.zero_()
     else:
         batch.landmarks_2d.copy_(SIZE * torch.rand(1, 3, 68, 2, generator=torch.Generator().manual_seed(3)))
-    assert refine_params(disturbed, batch, model) is disturbed
+    stayed = refine_params(disturbed, batch, model)
+    assert stayed.params is disturbed
+    assert stayed.covariance is None
 
 
 def test_what_cannot_be_refined_is_refused(disturbed: FaceParams, batch: ViewBatch, model: MorphableModel):
@@ -164,3 +187,12 @@ def test_the_predictor_fits_the_landmarks_of_photographs():
     off = [(face.landmarks_2d[1] - target).norm(dim=-1).mean() for face in (before, after)]
     assert off[1] < 0.6 * off[0]
     assert after.mesh.vertices.shape == before.mesh.vertices.shape
+    predictor.calibration = Calibration("", {"1_views": Case({"face": 2.0}, scale=1.0, floor_mm=0.1)})
+    assert predictor.reconstruct(views).expected_error_mm == {"face": 2.0}
+    assert predictor.refine(predictor.prepare(grey)).expected_error_mm == {"face": 2.0}
+    expected = predictor.refine(views).expected_error_mm
+    assert expected is not None
+    assert {"face", "skin", "nose", "upper_lip"} < set(expected)
+    assert min(expected.values()) > 0.1
+    predictor.calibration = None
+    assert predictor.refine(views).expected_error_mm is None
