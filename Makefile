@@ -46,7 +46,7 @@ format: setup ## let ruff rewrite the code
 
 # Small tensors gain nothing from threads, and lose much when Ray's workers want the same cores.
 test: lint ## lint, then the tests that CI runs
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 test-slow: setup $(ANNY_INSTALLED) ## the tests that take minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

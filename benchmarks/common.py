@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -14,9 +15,14 @@ from typing import Any
 
 import torch
 
+from dfmvr.threads import use_threads
+
 
 def time_in_turn(
-    sides: Mapping[str, Callable[[], object]], rounds: int = 7, warm_up: int = 2
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int = 7,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Run each side once in every round, so that a busy machine hurts all sides alike.
 
@@ -24,6 +30,7 @@ def time_in_turn(
         sides: what to time, by name.
         rounds: how often each side is timed.
         warm_up: untimed runs of each side before the first round.
+        clock: seconds; see add_timing.
 
     Returns:
         Milliseconds of each side's runs; compare medians (see ratio), as single runs are noisy.
@@ -34,11 +41,33 @@ def time_in_turn(
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            start = time.perf_counter()
+            start = clock()
             side()
             _wait_for_device()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            times[name].append((clock() - start) * 1e3)
     return times
+
+
+def add_timing(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """Add --rounds, --threads and --processor-time to a benchmark's options."""
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed runs of each side (%(default)d)")
+    parser.add_argument("--threads", type=int, default=cores, help="threads to compute with (all cores)")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="time by the processor's clock, with one thread: what others do on the machine counts less",
+    )
+
+
+def start_timing(options: argparse.Namespace) -> Callable[[], float]:
+    """Set the number of threads and return the clock that add_timing's options ask for; call it early."""
+    if not options.processor_time:
+        use_threads(options.threads)
+        return time.perf_counter
+    options.threads = 1
+    use_threads(1)
+    return time.process_time
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:

@@ -21,6 +21,13 @@ ROWS = {"train": 48, "validation": 8, "test": 6}
 ROWS_PER_FILE = 8
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together, where several processes share the tests, a file's tests and those of the one cluster."""
+    for item in items:
+        shared = "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("cluster" if shared else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """An S3 server on this machine, spoken to over HTTP, set as AWS's endpoint; yields a bucket's URI."""

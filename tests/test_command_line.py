@@ -27,15 +27,16 @@ from dfmvr.networks.face_network import build_network
 from dfmvr.networks.settings import NetworkSettings
 from dfmvr.networks.weights import ModelCard, save_model
 from dfmvr.predictor import NOT_REFINED, Photo, Predictor
-from dfmvr.types import VIEW_NAMES
+from dfmvr.types import NINE_VIEWS, VIEW_NAMES
 
 POINTS = "203,101,247,104,224,125,203,140,246,141"
 
 SURFACE = {
     "": ["--help", "--version"],
     "avatar": [
-        *["--example", "--face-model", "--front", "--front-points", "--help", "--landmarks", "--left"],
-        *["--left-points", "--model", "--out", "--refine", "--right", "--right-points", "--turntable"],
+        *["--detail", "--example", "--face-model", "--front", "--front-points", "--help", "--landmarks"],
+        *["--left", "--left-points", "--model", "--no-detail", "--out", "--refine", "--right"],
+        *["--right-points", "--turntable"],
     ],
     "evaluate": [
         *["--help", "--out", "--prediction-unit", "--predictions", "--protocol", "--scan-unit", "--scans"],
@@ -134,6 +135,22 @@ def test_reconstruct_writes_every_file_and_warns_of_missing_views(
     plain = picture[:, 2 * 336 :]
     assert (plain[0, 0] == 255).all()
     assert plain[168, 168].max() < 250  # the face
+
+
+def test_a_model_for_any_views_takes_as_many_photographs_as_there_are(tmp_path: Path):
+    torch.manual_seed(0)
+    network = NetworkSettings("set_rednet", width=1 / 16, n_views=9, view_flags=True)
+    face_model = MorphableModel.load(level=1).hash
+    card = ModelCard(network, 64, NINE_VIEWS, face_model, 1, "test", 0, "", "CC0-1.0")
+    save_model(tmp_path / "model", build_network(network), card)
+    crops = [tmp_path / f"{number}.png" for number in range(4)]
+    for path in crops:
+        cv2.imwrite(str(path), np.full((64, 64, 3), 120, np.uint8))
+    mesh, overlay = tmp_path / "face.ply", tmp_path / "overlay.png"
+    arguments = [*map(str, crops), "--model", str(tmp_path / "model"), "--out", str(mesh)]
+    assert main(["reconstruct", *arguments, "--overlay", str(overlay)]) == 0
+    assert mesh.is_file()
+    assert cv2.imread(str(overlay)).shape == (4 * 336, 3 * 336, 3)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from dfmvr.geometry.camera import default_intrinsics, project, to_camera
+from dfmvr.geometry.rotation import euler_to_matrix
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.networks.face_network import build_network
 from dfmvr.networks.settings import NetworkSettings
 from dfmvr.networks.weights import ModelCard, WeightsError, save_model
 from dfmvr.predictor import SHIPPED_MODEL, Photo, Predictor
-from dfmvr.types import VIEW_NAMES
+from dfmvr.types import NINE_VIEWS, VIEW_NAMES
 
 SIZE = 64
+FULL = default_intrinsics(224)
 POINTS = np.array([[203, 101], [247, 104], [224, 125], [203, 140], [246, 141]], float)
 
 
@@ -197,3 +199,58 @@ def test_the_shipped_model_loads_and_is_small():
     predictor = Predictor.load()
     assert predictor.n_views == 3
     assert sum(path.stat().st_size for path in SHIPPED_MODEL.iterdir()) <= 25e6
+
+
+@pytest.fixture(scope="module")
+def any_views(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    folder = tmp_path_factory.mktemp("any_views")
+    torch.manual_seed(0)
+    settings = NetworkSettings("set_rednet", width=1 / 16, landmark_maps=True, n_views=9, view_flags=True)
+    face_model = MorphableModel.load(level=1).hash
+    card = ModelCard(settings, SIZE, NINE_VIEWS, face_model, 1, "test", 0, "", "CC0-1.0")
+    save_model(folder, build_network(settings), card)
+    return Predictor.load(folder)
+
+
+def crops(count: int) -> list[Photo]:
+    noise = np.random.default_rng(1).integers(0, 255, (count, SIZE, SIZE, 3), np.uint8)
+    return [Photo(image) for image in noise]
+
+
+def test_any_number_of_photographs_in_any_order_makes_the_same_face(any_views: Predictor):
+    photos = crops(5)
+    face, turned = any_views(photos), any_views(photos[::-1])
+    assert face.params.rotation.shape == (5, 3, 3)
+    torch.testing.assert_close(turned.mesh.vertices, face.mesh.vertices, rtol=0, atol=1e-3)
+    torch.testing.assert_close(turned.params.rotation, face.params.rotation.flip(0), rtol=0, atol=1e-4)
+    assert any_views(photos[:1]).params.rotation.shape == (1, 3, 3)
+    named = any_views({"a": photos[0], "b": photos[1]})
+    torch.testing.assert_close(named.mesh.vertices, any_views(photos[:2]).mesh.vertices, rtol=0, atol=0)
+
+
+def test_yaws_are_given_named_found_or_unknown(any_views: Predictor, photo: Photo):
+    crop = crops(1)[0]
+    given = dataclasses.replace(crop, yaw=0.4)
+    views = any_views.prepare({"left_60": crop, "someone": crop, "given": given, "found": photo})
+    assert views.names == views.sources == ("left_60", "someone", "given", "found")
+    yaws = views.batch.view_yaws[0]
+    assert yaws[:3].tolist() == pytest.approx([-np.radians(60), np.nan, 0.4], nan_ok=True)
+    assert abs(yaws[3]) < 0.3
+    assert views.batch.view_present is not None
+    assert views.batch.view_present.all()
+
+
+def test_a_profile_without_a_name_is_found_where_it_is(any_views: Predictor):
+    model = any_views.face_model
+    for degrees in (-70, 65):
+        rotation = euler_to_matrix(torch.deg2rad(torch.tensor([0.0, degrees, 0.0])))
+        points = project(to_camera(model.mean_shape[model.landmarks_68], rotation, torch.zeros(3)), FULL)
+        large = Photo(np.zeros((224, 224, 3), np.uint8), points.numpy())
+        yaw = any_views.prepare([large]).batch.view_yaws[0, 0]
+        assert np.degrees(float(yaw)) == pytest.approx(degrees, abs=3)
+
+
+def test_only_a_network_for_any_views_takes_a_list(predictor: Predictor):
+    assert not predictor.takes_any_views
+    with pytest.raises(ValueError, match="expected a mapping by the views left, front, right, got a list"):
+        predictor(crops(3))

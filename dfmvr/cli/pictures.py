@@ -21,8 +21,6 @@ VIEWS = {
 }
 N_POINTS = 5
 FINDERS = ("auto", "dlib", "face_alignment")
-BYSTANDER_SHARE = 0.5
-"""Further faces in a photograph are passers-by when smaller than this share of the largest one's side."""
 
 PICTURE_NOTES = """\
 The face is found where dlib-bin is installed (pip install 'dfmvr[photos-dlib]'), or given by its points. The
@@ -94,8 +92,12 @@ def parse_points(text: str) -> NDArray[np.float64]:
     return np.array(numbers).reshape(N_POINTS, 2)
 
 
-def read_photos(options: argparse.Namespace) -> dict[str, Photo]:
+def read_photos(options: argparse.Namespace, predictor: Predictor | None = None) -> dict[str, Photo]:
     """Read the photographs that were named, by view.
+
+    Args:
+        options: of `add_picture_options`.
+        predictor: that they are for; one that takes any views may get any number without names.
 
     Raises:
         UserError: none was named, one cannot be read, or points come without a photograph.
@@ -103,6 +105,8 @@ def read_photos(options: argparse.Namespace) -> dict[str, Photo]:
     from dfmvr.predictor import Photo
 
     paths = {view: getattr(options, view) for view in VIEWS if getattr(options, view) is not None}
+    if options.photographs and not paths and predictor is not None and predictor.takes_any_views:
+        return {f"photograph {k}": Photo(read_image(p)) for k, p in enumerate(options.photographs, 1)}
     if options.photographs:
         names = {1: ["front"], len(VIEWS): list(VIEWS)}.get(len(options.photographs))
         if paths or names is None:
@@ -136,7 +140,7 @@ def find_faces(photos: dict[str, Photo], predictor: Predictor, backend: str) -> 
         UserError: the backend is not installed.
         FaceNotFound: a photograph shows no face, or several.
     """
-    from dfmvr.data.preprocess.detect import PackageMissing
+    from dfmvr.data.preprocess.detect import BYSTANDER_SHARE, PackageMissing
     from dfmvr.data.preprocess.landmark import build_finder
 
     wanted = predictor.unlocated(photos)

@@ -35,6 +35,7 @@ examples:
                     --front f.jpg --front-points 80,118,150,118,115,160,90,195,140,195 \\
                     --right r.jpg --right-points 75,118,140,120,130,160,88,190,130,190 \\
                     --out face.glb face.ply --overlay overlay.png
+  dfmvr reconstruct *.jpg --model runs/anyview/model
   dfmvr reconstruct --front crop.png --model df_mvr --face-model bfm.npz --out face.obj
 """
 
@@ -44,7 +45,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "reconstruct",
         help="photographs in, a 3D face out",
-        description="Reconstruct a face from one to three photographs.",
+        description="Reconstruct a face from one to three photographs; a model for any number takes more.",
         epilog=RECONSTRUCT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,13 +72,15 @@ def run(options: argparse.Namespace) -> None:
     overlay = options.overlay or (None if options.out else Path(DEFAULT_OVERLAY))
     for path in meshes:
         check_mesh_path(path)
-    photos = read_photos(options)
     predictor = Predictor.load(options.model, options.face_model)
+    photos = read_photos(options, predictor)
     photos = find_faces(photos, predictor, options.landmarks)
     views = predictor.prepare(photos)
     face = predictor.refine(views) if options.refine else predictor.reconstruct(views)
     for warning in face.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    for region, error in (face.expected_error_mm or {}).items():
+        print(f"expected error: {region.replace('_', ' ')} {error:.1f} mm", file=sys.stderr)
     facts = {"face_model": predictor.face_model.hash, "weights": predictor.weights_hash}
     for path in meshes:
         print(export_mesh(face.mesh, path, name=path.stem, extras=facts))
@@ -106,7 +109,7 @@ def write_overlay(
         [crop.cut(photos[source].image) for crop, source in zip(larger, views.sources, strict=True)]
     )
     rows = draw_overlay(images, predictor.image_size, face, predictor.renderer)
-    given = [rows[v] for v, name in enumerate(predictor.card.view_names) if name in photos]
+    given = [rows[v] for v, name in enumerate(views.names) if name in photos]
     encoded, data = cv2.imencode(path.suffix or ".png", np.concatenate(given)[..., ::-1])
     if not encoded:
         raise UserError(f"{path}: cannot write a picture of this kind")

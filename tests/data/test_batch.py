@@ -159,11 +159,41 @@ def test_no_loss_looks_at_a_view_whose_absence_is_told(batch: ViewBatch) -> None
     assert torch.equal(varied.landmarks_2d_weights[present], samples.landmarks_2d_weights[present])
 
 
+def test_a_batch_has_as_many_views_as_chance_says_and_each_sample_others(batch: ViewBatch) -> None:
+    samples = many(batch, 60)
+    settings = dataclasses.replace(SETTINGS, fewest_views=2, colour_jitter=0.0, blur_probability=0.0)
+    numbers = []
+    for step in range(20):
+        varied = augment(samples, settings, step_generator(4, step))
+        again = augment(samples, settings, step_generator(4, step))
+        assert torch.equal(varied.view_yaws, again.view_yaws)
+        numbers.append(varied.n_views)
+        chosen = [tuple(yaws) for yaws in varied.view_yaws.tolist()]
+        assert all(len(set(yaws)) == varied.n_views for yaws in chosen)
+        assert len(set(chosen)) == 6  # ordered pairs out of three views, or orders of all three
+        places = (varied.view_yaws[..., None] == samples.view_yaws[:, None]).float().argmax(2)
+        for name in ("images", "masks", "weight_maps", "landmarks_2d", "landmarks_2d_weights", "intrinsics"):
+            for b in range(3):
+                assert torch.allclose(
+                    getattr(varied, name)[b], getattr(samples, name)[b][places[b]], atol=1e-5
+                ), name
+    assert set(numbers) == {2, 3}
+
+
+def test_a_share_of_the_samples_loses_its_yaws(batch: ViewBatch) -> None:
+    samples = many(batch, 400)
+    varied = augment(samples, dataclasses.replace(SETTINGS, untold_yaw_share=0.25), step_generator(1))
+    untold = varied.view_yaws.isnan()
+    assert torch.equal(untold.any(1), untold.all(1))
+    assert 0.2 < untold[:, 0].float().mean() < 0.3
+    assert torch.equal(varied.view_yaws[~untold], samples.view_yaws[~untold])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"uri": ""}, "data.uri: expected a path or URI, got ''"),
-        ({"views": ("left", "top")}, "data.views: expected one or more of left, front, right, each once"),
+        ({"views": ("left", "top")}, "data.views: expected one or more of left_75, .*, right_75, each once"),
         ({"views": ()}, "data.views"),
         ({"views": ("left", "left")}, "data.views"),
         ({"batch_size": 0}, "data.batch_size: expected at least 1, got 0"),
@@ -174,6 +204,9 @@ def test_no_loss_looks_at_a_view_whose_absence_is_told(batch: ViewBatch) -> None
             {"missing_view_share": 0.1, "views": ("left", "right")},
             "data.missing_view_share: expected 0 for views without 'front', got 0.1",
         ),
+        ({"fewest_views": 4}, "data.fewest_views: expected 0 to 3, got 4"),
+        ({"fewest_views": 1, "missing_view_share": 0.1}, "data.fewest_views: expected 0 to 0, got 1"),
+        ({"untold_yaw_share": 2.0}, r"data.untold_yaw_share: expected a share in \[0, 1\], got 2.0"),
         ({"weight_dilation": -1.0}, "data.weight_dilation"),
     ],
 )

@@ -21,6 +21,7 @@ from dfmvr.data.sample import Sample, check_sample, samples_to_parquet
 from dfmvr.geometry.camera import default_intrinsics, project, to_camera
 from dfmvr.geometry.rotation import euler_to_matrix
 from dfmvr.morphable.model import MorphableModel
+from dfmvr.types import NINE_VIEWS, VIEW_NAMES
 
 SIZE = 112
 SETTINGS = SyntheticSettings(n_subjects=40, image_size=SIZE)
@@ -90,6 +91,20 @@ def test_seed_subject_and_expression_all_matter(seed: int, subject: int, express
     assert other.landmarks_3d is not None
     assert np.abs(reference.landmarks_3d - other.landmarks_3d).mean() > 0.3
     assert (reference.images != other.images).mean() > 0.5
+
+
+def test_further_views_leave_the_usual_ones_as_they_are() -> None:
+    three = dataclasses.replace(SETTINGS, image_size=32)
+    nine = dataclasses.replace(three, view_yaws=(-75, -60, -45, -20, 0, 20, 45, 60, 75))
+    few, all_views = (render_sample(settings, 1, 0, 1) for settings in (three, nine))
+    assert few.view_names == VIEW_NAMES
+    assert all_views.view_names == NINE_VIEWS
+    check_sample(all_views, 32)
+    same = [NINE_VIEWS.index(name) for name in VIEW_NAMES]
+    for name in ("images", "masks", "landmarks_2d", "landmarks_2d_weights", "view_yaws"):
+        np.testing.assert_array_equal(getattr(all_views, name)[same], getattr(few, name), err_msg=name)
+    np.testing.assert_array_equal(all_views.landmarks_3d, few.landmarks_3d)
+    assert len({view.tobytes() for view in all_views.images}) == 9
 
 
 def test_a_person_is_the_same_in_all_samples() -> None:
@@ -221,7 +236,7 @@ def test_people_are_split_once_for_all() -> None:
         ({"split_shares": (0.5, 0.5, 0.5)}, "synthetic.split_shares: expected 3 shares that sum to 1"),
         ({"glasses_share": 1.5}, r"synthetic.glasses_share: expected a share in \[0, 1\], got 1.5"),
         ({"landmark_noise": -1.0}, "synthetic.landmark_noise: expected at least 0"),
-        ({"view_yaws": (0.0,)}, "synthetic.view_yaws: expected 3 angles"),
+        ({"view_yaws": (0.0,)}, "synthetic.view_yaws: expected 3 or 9 angles"),
     ],
 )
 def test_wrong_settings_are_refused(change: dict[str, object], message: str) -> None:

@@ -290,6 +290,10 @@ def test_an_end_that_could_not_be_stored_is_no_success(
             {"data": DataSettings(image_size=32, missing_view_share=0.3, tell_missing_views=True)},
             r"data\.tell_missing_views: expected false as network\.view_flags, got true",
         ),
+        (
+            {"data": DataSettings(image_size=32, fewest_views=1)},
+            r"data\.fewest_views: expected 0 for a network whose views have their places, .*, got 1",
+        ),
         ({"data": DataSettings(image_size=40)}, r"data\.image_size: expected a multiple of 16, .*, got 40"),
         ({"training": TrainingSettings(workers=9)}, r"expected at least one validation row a worker, got 8"),
     ],

@@ -16,6 +16,8 @@ DETECTION_SIDE = 640
 MIN_SCORE = 0.0
 SURE_SCORE = 0.3
 """A second face below this score is more often a pattern than a face."""
+BYSTANDER_SHARE = 0.5
+"""Further faces in a picture are passers-by when smaller than this share of the largest one's side."""
 
 Reason = Literal["unreadable", "no face", "several faces", "blurred", "missing view", "landmark disagreement"]
 Picture8 = NDArray[np.uint8]
