@@ -76,8 +76,8 @@ class Runs:
         return json.loads(file.read_text())["training"] if file.is_file() else None
 
     def trained_seeds(self, system: System) -> tuple[int, ...]:
-        """Return the seeds whose runs are finished."""
-        return tuple(seed for seed in system.seeds if self.training(system, seed))
+        """Return the seeds whose runs are finished, or were stopped after an epoch or more."""
+        return tuple(seed for seed in system.seeds if (self.training(system, seed) or {}).get("epochs"))
 
     def rows(
         self,
