@@ -21,6 +21,7 @@ ROWS = {"train": 48, "validation": 8, "test": 6}
 ROWS_PER_FILE = 8
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together, where several processes share the tests, a file's tests and those of the one cluster."""
     for item in items:

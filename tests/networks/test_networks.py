@@ -31,7 +31,7 @@ def draw(n_views: int, size: int, batch: int = 2) -> tuple[torch.Tensor, torch.T
 
 def small(**changes) -> nn.Module:
     torch.manual_seed(0)
-    flags = changes.get("name") == "resnet_per_view"
+    flags = changes.get("name") in ("resnet_per_view", "set_rednet")
     return build_network(NetworkSettings(**{"width": SMALLEST, "view_flags": flags, **changes}))
 
 

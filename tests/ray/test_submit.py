@@ -422,7 +422,7 @@ def head() -> Iterator[Head]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
-        while not _healthy(address):
+        while not _has_cpus(address, environment["RAY_AUTH_TOKEN"]):
             assert process.poll() is None, (Path(folder) / "head.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.5)
@@ -436,9 +436,11 @@ def head() -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _healthy(address: str) -> bool:
+def _has_cpus(address: str, token: str) -> bool:
+    """Say whether the head's own node has joined, which is a while after the head is healthy."""
     try:
-        return httpx.get(f"{address}/api/gcs_healthz").status_code == 200
+        nodes = httpx.get(f"{address}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
+        return nodes.status_code == 200 and '"CPU"' in nodes.text
     except httpx.HTTPError:
         return False
 
