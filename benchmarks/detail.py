@@ -220,7 +220,7 @@ def scans(head: Head, count: int, seed: int) -> dict[str, float]:
         }
         views = predictor.prepare(photos)
         face = predictor.reconstruct(views)
-        shots = take_shots(photos, views, face, predictor.card.view_names)
+        shots = take_shots(photos, views, face)
         params = face.params
         vertices = head.model.vertices(params.identity, params.expression)
         relief = find_detail(head, vertices, head.model.albedo(params.albedo), shots)
@@ -270,7 +270,7 @@ def real_row(head: Head) -> list[Array]:
     photos = predictor.locate({"front": Photo(astronaut())}, build_finder("dlib", BYSTANDERS))
     views = predictor.prepare(photos)
     face = predictor.refine(views)
-    shots = take_shots(photos, views, face, predictor.card.view_names)
+    shots = take_shots(photos, views, face)
     vertices = head.model.vertices(face.params.identity, face.params.expression)
     relief = find_detail(head, vertices, head.model.albedo(face.params.albedo), shots)
     smooth, detailed = (expressive(head, face.params, some) for some in (0 * relief, relief))

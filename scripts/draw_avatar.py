@@ -35,7 +35,7 @@ def main() -> None:
     photos = predictor.locate({"front": Photo(astronaut())}, build_finder("dlib", BYSTANDERS))
     views = predictor.prepare(photos)
     face = predictor.refine(views)
-    avatar = build_avatar(head, photos, views, face, predictor.card.view_names, detail=options.detail)
+    avatar = build_avatar(head, photos, views, face, detail=options.detail)
     poses = [(-TURN, {}), (0.0, {}), (0.0, SMILE), (TURN, {})]
     picture = np.concatenate([draw_avatar(avatar, yaw, units, TILE) for yaw, units in poses], axis=1)
     write_atomic(options.out, cv2.imencode(options.out.suffix, picture[..., ::-1])[1].tobytes())

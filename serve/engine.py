@@ -168,7 +168,7 @@ class Engine:
     def avatar_file(self, face: Face, photos: Mapping[str, Photo], views: PreparedViews) -> bytes:
         """Return the face as an animatable head (GLB), as `dfmvr avatar` writes it; this takes seconds."""
         seen = Reconstruction(face.mesh, face.params, face.landmarks_3d, face.landmarks_2d, face.intrinsics)
-        avatar = build_avatar(self.head, photos, views, seen, views.names)
+        avatar = build_avatar(self.head, photos, views, seen)
         return encode_glb(avatar, extras=facts_of(self.head, self.predictor.weights_hash))
 
     def mesh_file(self, face: Face, kind: str) -> bytes:

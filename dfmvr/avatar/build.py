@@ -55,7 +55,6 @@ def build_avatar(
     photos: Mapping[str, Photo],
     views: PreparedViews,
     face: Reconstruction,
-    view_names: tuple[str, ...],
     texture_size: int = TEXTURE_SIZE,
     detail: bool = False,
 ) -> Avatar:
@@ -66,13 +65,12 @@ def build_avatar(
         photos: by view name, as they were prepared.
         views: what `Predictor.prepare` made of them.
         face: what `Predictor.reconstruct` made of that.
-        view_names: of the views of `face`, in their order.
         texture_size: texels a side.
         detail: find the skin's relief, too.
     """
     params = face.params.to("cpu")
     with torch.inference_mode():
-        shots = take_shots(photos, views, face, view_names)
+        shots = take_shots(photos, views, face)
         seen = head.model.vertices(params.identity, params.expression)
         albedo = head.model.albedo(params.albedo)
         relief = find_detail(head, seen, albedo, shots) if detail else None

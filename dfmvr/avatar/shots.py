@@ -45,22 +45,19 @@ class Shot:
     """[K, 2] pixels: where they were found in the photograph."""
 
 
-def take_shots(
-    photos: Mapping[str, Photo], views: PreparedViews, face: Reconstruction, view_names: tuple[str, ...]
-) -> list[Shot]:
+def take_shots(photos: Mapping[str, Photo], views: PreparedViews, face: Reconstruction) -> list[Shot]:
     """Cut each given photograph anew, as finely as it is.
 
     Args:
         photos: by view name, as they were prepared.
         views: what `Predictor.prepare` made of them.
         face: what `Predictor.reconstruct` made of that.
-        view_names: of the views of `face`, in their order.
     """
     parser = FaceParser.load()
     params = face.params.to("cpu")
     return [
         _take_shot(photos[name], views.crops[v], face, params, v, parser)
-        for v, name in enumerate(view_names)
+        for v, name in enumerate(views.names)
         if name in photos
     ]
 

@@ -89,15 +89,15 @@ def run(options: argparse.Namespace) -> None:
         check_mesh_path(path)
     if options.turntable:
         check_turntable_path(options.turntable)
-    photos = example_photos(options) if options.example else read_photos(options)
     predictor = Predictor.load(options.model, options.face_model)
+    photos = example_photos(options) if options.example else read_photos(options, predictor)
     head = load_head(options.face_model)
     photos = find_faces(photos, predictor, options.landmarks)
     views = predictor.prepare(photos)
     face = predictor.refine(views) if options.refine else predictor.reconstruct(views)
     for warning in face.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    avatar = build_avatar(head, photos, views, face, predictor.card.view_names, detail=options.detail)
+    avatar = build_avatar(head, photos, views, face, detail=options.detail)
     facts = facts_of(head, predictor.weights_hash)
     for path in options.out:
         for written in write_avatar(avatar, path, facts):

@@ -37,30 +37,29 @@ ROTATION_UNIT = 0.3
 TRANSLATION_UNIT = (30.0, 30.0, 100.0)
 LIGHT_UNIT = 0.3
 
-START = 0.02
+_START = 0.02
 """Standard deviation of the raw outputs at the start, for features of unit size."""
 
 
-class FaceHeads(nn.Module):
-    """One linear layer for each group of parameters.
+class Heads(nn.Module):
+    """A linear layer for each group of parameters, and what its raw outputs mean.
 
     Args:
-        in_features: length of the feature vector.
-        n_views: number of views V, each with its own pose.
-        shared_light: one light for all views; else each has its own.
+        of_face: length of the feature vector that identity, expression and albedo come from.
+        of_view: length of the one that poses and lights come from.
+        n_poses: poses that one such vector tells.
+        n_lights: lights, likewise.
     """
 
-    def __init__(self, in_features: int, n_views: int, shared_light: bool = False) -> None:
+    def __init__(self, of_face: int, of_view: int, n_poses: int, n_lights: int) -> None:
         super().__init__()
-        self.n_views = n_views
-        self.n_lights = 1 if shared_light else n_views
-        self.identity = nn.Linear(in_features, N_IDENTITY)
-        self.expression = nn.Linear(in_features, N_EXPRESSION)
-        self.albedo = nn.Linear(in_features, N_ALBEDO)
-        self.light = nn.Linear(in_features, self.n_lights * SH_BANDS * 3)
-        self.pose = nn.Linear(in_features, n_views * 6)
+        self.identity = nn.Linear(of_face, N_IDENTITY)
+        self.expression = nn.Linear(of_face, N_EXPRESSION)
+        self.albedo = nn.Linear(of_face, N_ALBEDO)
+        self.light = nn.Linear(of_view, n_lights * SH_BANDS * 3)
+        self.pose = nn.Linear(of_view, n_poses * 6)
         for head in (self.identity, self.expression, self.albedo, self.light, self.pose):
-            nn.init.normal_(head.weight, std=START / in_features**0.5)
+            nn.init.normal_(head.weight, std=_START / head.in_features**0.5)
             nn.init.zeros_(head.bias)
         self.register_buffer("translation_unit", torch.tensor(TRANSLATION_UNIT), persistent=False)
         neutral = torch.zeros(SH_BANDS, 3)
@@ -69,19 +68,36 @@ class FaceHeads(nn.Module):
         self.translation_unit: Tensor
         self.neutral_light: Tensor
 
+    def _params(self, faces: Tensor, poses: Tensor, lights: Tensor) -> FaceParams:
+        """Return parameters for [B, of_face], and the raw poses [B, V, 6] and lights [B, V, SH_BANDS x 3]."""
+        turn, shift = poses.unflatten(-1, (2, 3)).unbind(-2)
+        return FaceParams(
+            identity=self.identity(faces),
+            expression=EXPRESSION_UNIT * self.expression(faces),
+            albedo=self.albedo(faces),
+            light=self.neutral_light + LIGHT_UNIT * lights.unflatten(-1, (SH_BANDS, 3)),
+            rotation=euler_to_matrix(ROTATION_UNIT * turn),
+            translation=self.translation_unit * shift,
+        )
+
+
+class FaceHeads(Heads):
+    """Everything from one feature vector.
+
+    Args:
+        in_features: length of the feature vector.
+        n_views: number of views V, each with its own pose.
+        shared_light: one light for all views; else each has its own.
+    """
+
+    def __init__(self, in_features: int, n_views: int, shared_light: bool = False) -> None:
+        n_lights = 1 if shared_light else n_views
+        super().__init__(in_features, in_features, n_views, n_lights)
+        self.n_views, self.n_lights = n_views, n_lights
+
     def forward(self, features: Tensor) -> FaceParams:
         """Return parameters with leading shape [B] for features [B, in_features]; never in bfloat16."""
         with full_precision(features) as wide:
-            return self._read(wide)
-
-    def _read(self, features: Tensor) -> FaceParams:
-        pose = self.pose(features).unflatten(1, (self.n_views, 2, 3))
-        light = self.light(features).unflatten(1, (self.n_lights, SH_BANDS, 3))
-        return FaceParams(
-            identity=self.identity(features),
-            expression=EXPRESSION_UNIT * self.expression(features),
-            albedo=self.albedo(features),
-            light=(self.neutral_light + LIGHT_UNIT * light).expand(-1, self.n_views, -1, -1),
-            rotation=euler_to_matrix(ROTATION_UNIT * pose[:, :, 0]),
-            translation=self.translation_unit * pose[:, :, 1],
-        )
+            poses = self.pose(wide).unflatten(1, (self.n_views, -1))
+            lights = self.light(wide).unflatten(1, (self.n_lights, -1)).expand(-1, self.n_views, -1)
+            return self._params(wide, poses, lights)

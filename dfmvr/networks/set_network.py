@@ -13,18 +13,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from dfmvr.geometry.rotation import euler_to_matrix
-from dfmvr.lighting import AMBIENT, SH_BANDS
-from dfmvr.networks.heads import (
-    EXPRESSION_UNIT,
-    LIGHT_UNIT,
-    N_ALBEDO,
-    N_EXPRESSION,
-    N_IDENTITY,
-    ROTATION_UNIT,
-    START,
-    TRANSLATION_UNIT,
-)
+from dfmvr.networks.heads import Heads
 from dfmvr.networks.inputs import network_inputs
 from dfmvr.networks.landmark_maps import LandmarkMaps, expected_places
 from dfmvr.networks.precision import full_precision
@@ -115,8 +104,8 @@ class SetNetwork(nn.Module):
         return dataclasses.replace(params, landmark_scores=which.unpack(scores))
 
 
-class SetHeads(nn.Module):
-    """One linear layer for each group of parameters, in the units and with the start of heads.py.
+class SetHeads(Heads):
+    """Poses and lights from what a face and a view of it say, all else from what the face says.
 
     Args:
         of_face: length of a face's feature vector.
@@ -124,21 +113,7 @@ class SetHeads(nn.Module):
     """
 
     def __init__(self, of_face: int, of_view: int) -> None:
-        super().__init__()
-        self.identity = nn.Linear(of_face, N_IDENTITY)
-        self.expression = nn.Linear(of_face, N_EXPRESSION)
-        self.albedo = nn.Linear(of_face, N_ALBEDO)
-        self.light = nn.Linear(of_face + of_view, SH_BANDS * 3)
-        self.pose = nn.Linear(of_face + of_view, 6)
-        for head in (self.identity, self.expression, self.albedo, self.light, self.pose):
-            nn.init.normal_(head.weight, std=START / head.in_features**0.5)
-            nn.init.zeros_(head.bias)
-        self.register_buffer("translation_unit", torch.tensor(TRANSLATION_UNIT), persistent=False)
-        neutral = torch.zeros(SH_BANDS, 3)
-        neutral[0] = AMBIENT
-        self.register_buffer("neutral_light", neutral, persistent=False)
-        self.translation_unit: Tensor
-        self.neutral_light: Tensor
+        super().__init__(of_face, of_face + of_view, n_poses=1, n_lights=1)
 
     def forward(self, faces: Tensor, views: Tensor, which: PresentViews) -> FaceParams:
         """Return parameters with leading shape [B], never in bfloat16.
@@ -149,17 +124,5 @@ class SetHeads(nn.Module):
             which: views of which samples these are.
         """
         with full_precision(faces) as wide:
-            return self._read(wide, views.to(wide.dtype), which)
-
-    def _read(self, faces: Tensor, views: Tensor, which: PresentViews) -> FaceParams:
-        views = torch.cat([which.spread(faces), views], 1)
-        pose = which.unpack(self.pose(views)).unflatten(2, (2, 3))
-        light = which.unpack(self.light(views)).unflatten(2, (SH_BANDS, 3))
-        return FaceParams(
-            identity=self.identity(faces),
-            expression=EXPRESSION_UNIT * self.expression(faces),
-            albedo=self.albedo(faces),
-            light=self.neutral_light + LIGHT_UNIT * light,
-            rotation=euler_to_matrix(ROTATION_UNIT * pose[:, :, 0]),
-            translation=self.translation_unit * pose[:, :, 1],
-        )
+            both = torch.cat([which.spread(wide), views.to(wide.dtype)], 1)
+            return self._params(wide, which.unpack(self.pose(both)), which.unpack(self.light(both)))
