@@ -18,7 +18,8 @@ from ray_jobs.runs import Run, new_run, open_run
 from ray_jobs.train import Outcome, check_data, finish, train
 
 CONFIG = Path(__file__).parents[2] / "configs" / "beyond" / "on_the_fly.yaml"
-EPOCHS, STEPS = 2, 4
+# Enough steps that a request to stop arrives well before the last.
+EPOCHS, STEPS = 2, 16
 
 
 def tiny_settings(runs: Path) -> Settings:
@@ -27,7 +28,7 @@ def tiny_settings(runs: Path) -> Settings:
         settings,
         data=DataSettings(uri=str(runs / "no-data"), on_the_fly=True, image_size=32, batch_size=2),
         synthetic=dataclasses.replace(
-            settings.synthetic, n_subjects=12, split_shares=(0.7, 0.3, 0.0), expressions_per_subject=2
+            settings.synthetic, n_subjects=12, split_shares=(0.7, 0.3, 0.0), expressions_per_subject=8
         ),
         network=NetworkSettings(width=1 / 16),
         optimiser=OptimiserSettings(learning_rate=1e-3, warmup_steps=2),
@@ -52,7 +53,7 @@ def train_and_watch(run: Run, stop_at: int = 0) -> tuple[Outcome, dict[int, floa
 
 
 def test_nothing_is_read_to_plan_a_run(tmp_path: Path) -> None:
-    assert check_data(tiny_settings(tmp_path)).rows == {"train": 17, "validation": 7, "test": 0}
+    assert check_data(tiny_settings(tmp_path)).rows == {"train": 67, "validation": 29, "test": 0}
 
 
 @pytest.mark.slow
@@ -65,7 +66,7 @@ def test_a_run_without_a_data_set_is_validated_and_goes_on_exactly(ray_cluster: 
     assert 1 < figures["val_mean_face_mm"] < 10
     assert 1 < figures["val_dense_mm"] < 10
     cut = new_run(tiny_settings(tmp_path / "b"), "cut")
-    outcome, before = train_and_watch(cut, stop_at=STEPS + 1)
+    outcome, before = train_and_watch(cut, stop_at=2)
     assert not outcome.complete
     outcome, after = train_and_watch(open_run(cut.uri))
     assert outcome.complete
