@@ -100,7 +100,8 @@ class Port:
                     setattr(parent, name, UnfoldInvolution(child))
         # Ours hands the pictures over channels last; plain code does not think of it.
         self.network.fusion.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
-        self.model, self.labels = reconstructor.face_model, reconstructor.region_attributes
+        self.model = reconstructor.face_model
+        self.labels = functional.one_hot(self.model.labels, len(REGION_NAMES)).float()
         self.losses, self.clip_norm = losses, optimiser.clip_norm
         self.adam = torch.optim.Adam(
             self.network.parameters(),

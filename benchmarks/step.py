@@ -6,8 +6,8 @@ Timed in turn on one synthetic batch, from the same weights: the whole step (net
 backward pass, optimiser); the port's (benchmarks/port.py); ours before training.render_from, which renders
 nothing; and ours without landmark maps, where the settings have them. `worst_difference` is that of the two
 sides' first step: of a loss term as a share of it, of a parameter in its head's unit (or as a share of the
-largest, where that is more). Memory is the peak of a step beyond what model and data hold, each side in a
-process of its own (Linux). float32 throughout.
+largest, where that is more). Memory is the peak of a step beyond what model and data hold, the median of
+three processes of each side (Linux). float32 throughout.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from dfmvr.training.optim import build_optimiser
 from dfmvr.training.step import train_step
 from dfmvr.types import ViewBatch
 
+PROCESSES = 3
+"""Whose peaks are compared by their median: the allocator's share of them varies."""
 SIDES = ("ours", "port")
 BLOCK_GAIN = 0.2
 """Of RedNet's blocks, which start at zero: an involution would not matter to what is compared."""
@@ -56,7 +58,10 @@ def main() -> None:
     settings = load_settings(options.config, options.overrides)
     size = options.samples or settings.data.batch_size
     batch = make_batch(settings, size)
-    peaks = {side: peak_mb(side, settings, batch, options.threads) for side in SIDES}
+    peaks = {
+        side: statistics.median(peak_mb(side, settings, batch, options.threads) for _ in range(PROCESSES))
+        for side in SIDES
+    }
     difference = worst_difference(settings, batch)
     gc.collect()
     sides = {

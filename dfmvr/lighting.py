@@ -14,6 +14,7 @@ head.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -30,6 +31,9 @@ _C2 = math.sqrt(15.0) / 4.0
 _C3 = math.sqrt(5.0) / 8.0
 _C4 = math.sqrt(15.0) / 8.0
 
+_XYZ_OF_BANDS = [1, 2, 0]
+_BANDS_OF_XYZ = [2, 0, 1]
+"""The linear bands' axes (y, z, x), and where each axis's band is."""
 _SRGB_LINEAR_BELOW = 0.0031308
 _SRGB_ENCODED_BELOW = 12.92 * _SRGB_LINEAR_BELOW
 
@@ -74,6 +78,63 @@ def shade(
         [*L, N, 3] linear RGB radiance, not clamped. The leading dimensions of the arguments broadcast.
     """
     return albedo * (sh_basis(normals) @ light)
+
+
+def shade_views(
+    albedo: Float[Tensor, "B N 3"],
+    normals: Float[Tensor, "B N 3"],
+    light: Float[Tensor, "B V 9 3"],
+    rotation: Float[Tensor, "B V 3 3"],
+) -> Float[Tensor, "B V N 3"]:
+    """Return the radiance of surfaces that are turned, each view in its own light.
+
+    The same as `shade` of turned normals, but the lights are turned instead: a face's views share its basis.
+
+    Args:
+        albedo: [B, N, 3] linear RGB in [0, 1].
+        normals: [B, N, 3] unit vectors, model axes.
+        light: [B, V, 9, 3] coefficients of RGB light, in the views' axes.
+        rotation: [B, V, 3, 3] from model axes to the views'.
+
+    Returns:
+        [B, V, N, 3] linear RGB radiance, not clamped.
+    """
+    turned = rotate_light(light, rotation.mT)
+    radiance = torch.einsum("bni,bvic->bvnc", sh_basis(normals), turned)
+    return (albedo.unsqueeze(1) * radiance).contiguous()  # the order that a renderer takes
+
+
+def rotate_light(
+    light: Float[Tensor, "*L 9 3"], rotation: Float[Tensor, "*L 3 3"]
+) -> Float[Tensor, "*L 9 3"]:
+    """Turn a light: what it shows of a normal n, the turned light shows of `rotation` n.
+
+    Args:
+        light: [*L, 9, 3] coefficients.
+        rotation: [*L, 3, 3].
+    """
+    ambient, linear, quadratic = torch.split(light, [1, 3, 5], -2)
+    linear = rotation @ linear[..., _BANDS_OF_XYZ, :]
+    shapes = _quadratic_bands(light.dtype, light.device)
+    forms = torch.einsum("kij,...kc->...cij", shapes, quadratic)
+    forms = rotation.unsqueeze(-3) @ forms @ rotation.unsqueeze(-3).mT
+    quadratic = torch.einsum("kij,...cij->...kc", shapes, forms)
+    return torch.cat([ambient, linear[..., _XYZ_OF_BANDS, :], quadratic], -2)
+
+
+@functools.cache  # on a GPU every other way to have constants waits for it
+def _quadratic_bands(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return orthonormal M [5, 3, 3]: quadratic bands of a unit normal n are n^T M n, up to one factor."""
+    forms = [
+        [[0, 1, 0], [1, 0, 0], [0, 0, 0]],
+        [[0, 0, 0], [0, 0, 1], [0, 1, 0]],
+        [[-1, 0, 0], [0, -1, 0], [0, 0, 2]],
+        [[0, 0, 1], [0, 0, 0], [1, 0, 0]],
+        [[1, 0, 0], [0, -1, 0], [0, 0, 0]],
+    ]
+    bands = torch.tensor(forms, dtype=dtype)
+    unit: Tensor = bands / torch.linalg.matrix_norm(bands)[:, None, None]
+    return unit.to(device)
 
 
 def linear_to_srgb(linear: Float[Tensor, "*L"]) -> Float[Tensor, "*L"]:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from dfmvr.geometry.camera import project, to_camera
 from dfmvr.geometry.mesh import vertex_normals
-from dfmvr.lighting import linear_to_srgb, shade
+from dfmvr.lighting import linear_to_srgb, shade_views
 from dfmvr.morphable.model import FaceModelSettings, MorphableModel
 from dfmvr.networks.face_network import build_network
 from dfmvr.networks.settings import NetworkSettings
+from dfmvr.recompute import recomputed
 from dfmvr.render.base import Renderer
 from dfmvr.render.zbuffer import ZBufferRenderer
-from dfmvr.types import REGION_NAMES, FaceParams, Mesh, Reconstruction, RenderOutput, ViewBatch
+from dfmvr.types import FaceParams, Mesh, Reconstruction, RenderOutput, ViewBatch
 
 SHADINGS = ("own", "last")
 """Views in whose pose a view is shaded."""
@@ -41,8 +42,6 @@ class Prediction:
     """[B, V, 68, 2] pixels."""
     image: Tensor
     """[B, V, H, W, 3] sRGB; black where nothing was drawn."""
-    regions: Tensor
-    """[B, V, H, W, 10] interpolated one-hot region labels; zeros where nothing was drawn."""
     mask: Tensor
     """[B, V, H, W] bool: the face was drawn."""
     drawn: RenderOutput | None
@@ -77,9 +76,6 @@ class Reconstructor(nn.Module):
         self.face_model = face_model
         self.renderer = renderer
         self.shade_in_view = shade_in_view
-        one_hot = nn.functional.one_hot(face_model.labels, len(REGION_NAMES)).float()
-        self.register_buffer("region_attributes", one_hot, persistent=False)
-        self.region_attributes: Tensor
 
     def forward(self, batch: ViewBatch, render: bool = True, *, bf16: bool = False) -> Prediction:
         """Predict the faces of a batch and draw them into its views.
@@ -107,15 +103,15 @@ class Reconstructor(nn.Module):
         model = self.face_model
         vertices = model.vertices(params.identity, params.expression)
         albedo = model.albedo(params.albedo)
-        camera = to_camera(vertices.unsqueeze(1), params.rotation, params.translation)
+        camera = recomputed(to_camera, vertices.unsqueeze(1), params.rotation, params.translation)
         drawn = shaded = None
         if render:
-            shaded = self._shade(vertices, albedo, params)
-            drawn = self._render(shaded, camera, intrinsics, image_size)
-            image = linear_to_srgb(drawn.attributes[..., :3]) * drawn.mask.unsqueeze(-1)
-            regions, mask = drawn.attributes[..., 3:], drawn.mask
+            shaded = recomputed(self._shade, vertices, albedo, params)
+            drawn = self.renderer(camera, model.triangles, shaded, intrinsics, image_size)
+            image = linear_to_srgb(drawn.attributes) * drawn.mask.unsqueeze(-1)
+            mask = drawn.mask
         else:
-            image, regions, mask = _blank(vertices, (*camera.shape[:2], image_size, image_size))
+            image, mask = _blank(vertices, (*camera.shape[:2], image_size, image_size))
         return Prediction(
             params=params,
             vertices=vertices,
@@ -124,7 +120,6 @@ class Reconstructor(nn.Module):
             landmarks_3d=vertices[:, model.landmarks_101],
             landmarks_2d=project(camera[:, :, model.landmarks_68], intrinsics),
             image=image,
-            regions=regions,
             mask=mask,
             drawn=drawn,
             shaded=shaded,
@@ -133,20 +128,14 @@ class Reconstructor(nn.Module):
     def _shade(self, vertices: Tensor, albedo: Tensor, params: FaceParams) -> Tensor:
         """Return the vertices' linear colours in every view, [B, V, N, 3]."""
         rotation = params.rotation if self.shade_in_view == "own" else params.rotation[:, -1:]
-        normals = vertex_normals(vertices, self.face_model.triangles).unsqueeze(1) @ rotation.mT
-        return shade(albedo.unsqueeze(1), normals, params.light)
-
-    def _render(self, shaded: Tensor, camera: Tensor, intrinsics: Tensor, image_size: int) -> RenderOutput:
-        """Draw linear colour (three attributes) and the regions' one-hot labels."""
-        regions = self.region_attributes.expand(*shaded.shape[:-1], -1)
-        attributes = torch.cat([shaded, regions], -1)
-        return self.renderer(camera, self.face_model.triangles, attributes, intrinsics, image_size)
+        normals = vertex_normals(vertices, self.face_model.triangles)
+        return shade_views(albedo, normals, params.light, rotation.expand_as(params.rotation))
 
 
-def _blank(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return an image, regions and a mask in which nothing was drawn, without memory of their own."""
+def _blank(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return an image and a mask in which nothing was drawn, without memory of their own."""
     zero = like.new_zeros(())
-    return zero.expand(*shape, 3), zero.expand(*shape, len(REGION_NAMES)), zero.bool().expand(shape)
+    return zero.expand(*shape, 3), zero.bool().expand(shape)
 
 
 def build_reconstructor(

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from dfmvr.lighting import AMBIENT, SH_BANDS, linear_to_srgb, sh_basis, shade, srgb_to_linear
+from dfmvr.geometry.rotation import euler_to_matrix
+from dfmvr.lighting import AMBIENT, SH_BANDS, linear_to_srgb, sh_basis, shade, shade_views, srgb_to_linear
 
 
 def directions(count: int) -> torch.Tensor:
@@ -52,6 +53,18 @@ def test_the_neutral_light_shows_four_fifths_of_the_albedo():
     light[0] = AMBIENT
     albedo = torch.rand(50, 3, dtype=torch.float64)
     torch.testing.assert_close(shade(albedo, directions(50), light), 0.8 * albedo)
+
+
+def test_turning_the_light_is_turning_the_normals():
+    rng = torch.Generator().manual_seed(0)
+    albedo = torch.rand(2, 50, 3, generator=rng, dtype=torch.float64)
+    light = torch.randn(2, 4, 9, 3, generator=rng, dtype=torch.float64)
+    rotation = euler_to_matrix(torch.randn(2, 4, 3, generator=rng, dtype=torch.float64))
+    normals = directions(50).expand(2, -1, -1)
+    expected = shade(albedo.unsqueeze(1), normals.unsqueeze(1) @ rotation.mT, light)
+    torch.testing.assert_close(shade_views(albedo, normals, light, rotation), expected)
+    inputs = [tensor[:1, :3].clone().requires_grad_() for tensor in (albedo, normals, light, rotation)]
+    assert gradcheck(shade_views, inputs)
 
 
 def test_light_comes_from_where_its_band_says():

@@ -21,8 +21,26 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from dfmvr.types import REGION_NAMES, RenderOutput
+
 _COARSEST = 16
 """Grids with fewer rows or columns than this are not halved again; the last cells are 8 to 16 pixels wide."""
+
+
+def drawn_regions(drawn: RenderOutput, triangles: Int[Tensor, "F 3"], labels: Int[Tensor, " N"]) -> Tensor:
+    """Return the region maps of what was drawn: the corners' labels, one-hot, as far as each corner weighs.
+
+    Args:
+        drawn: [*L, H, W, ...].
+        triangles: [F, 3], those that were drawn.
+        labels: [N] region of each vertex.
+
+    Returns:
+        [*L, H, W, R]; zeros where nothing was drawn.
+    """
+    regions = drawn.barycentrics.new_zeros(*drawn.mask.shape, len(REGION_NAMES))
+    corners = labels[triangles][drawn.triangle_ids.clamp_min(0)]
+    return regions.scatter_add(-1, corners, drawn.barycentrics)
 
 
 def mask_loss(
@@ -38,8 +56,9 @@ def mask_loss(
     Returns:
         [*L]: 0 for equal maps, at most 2; 0 where nothing is shared.
     """
-    regions = drawn.shape[-1]
-    difference = (drawn - functional.one_hot(labels.long(), regions).to(drawn.dtype)) * shared.unsqueeze(-1)
+    index = labels.long().unsqueeze(-1)
+    less = drawn.new_full((), -1.0).expand(index.shape)
+    difference = drawn.scatter_add(-1, index, less) * shared.unsqueeze(-1)  # a one-hot map would be larger
     scale = difference.reshape(-1, *difference.shape[-3:]).movedim(-1, 1)
     squares = [_mean_square(scale)]
     while min(scale.shape[-2:]) >= _COARSEST:
@@ -52,4 +71,6 @@ def mask_loss(
 
 def _mean_square(difference: Tensor) -> Tensor:
     """Sum over regions, average over cells: [P, R, h, w] -> [P]."""
-    return difference.square().sum(1).mean((-2, -1))
+    height, width = difference.shape[-2:]
+    norm: Tensor = torch.linalg.vector_norm(difference, dim=(1, 2, 3))
+    return norm.square() / (height * width)

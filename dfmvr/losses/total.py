@@ -26,7 +26,7 @@ from dfmvr.losses.landmark import (
     seen_landmark_loss,
     yaw_of,
 )
-from dfmvr.losses.mask import mask_loss
+from dfmvr.losses.mask import drawn_regions, mask_loss
 from dfmvr.losses.parser_mask import parser_mask_loss
 from dfmvr.losses.photo import photo_loss
 from dfmvr.losses.regularisation import (
@@ -170,10 +170,6 @@ class Prediction(Protocol):
         """[B, V, H, W, 3] sRGB."""
 
     @property
-    def regions(self) -> Tensor:
-        """[B, V, H, W, 10] interpolated one-hot region labels."""
-
-    @property
     def mask(self) -> Tensor:
         """[B, V, H, W] bool: the face was drawn."""
 
@@ -230,7 +226,7 @@ def loss_terms(
         "photo": lambda: photo_loss(
             prediction.image, batch.images.movedim(2, -1), batch.weight_maps, shared
         ).mean(),
-        "mask": lambda: _mask(prediction, batch, settings.mask_source, parser).mean(),
+        "mask": lambda: _mask(prediction, batch, face_model, settings.mask_source, parser).mean(),
         "landmarks_2d": lambda: _landmarks_2d(prediction, batch, settings.landmark_weights),
         "seen_landmarks": lambda: _seen_landmarks(params.landmark_scores, batch),
         "landmark_maps": lambda: _landmark_maps(params.landmark_scores, batch),
@@ -268,9 +264,17 @@ def _consistency(prediction: Prediction, batch: ViewBatch, face_model: Morphable
     )
 
 
-def _mask(prediction: Prediction, batch: ViewBatch, source: str, parser: FaceParser | None) -> Tensor:
+def _mask(
+    prediction: Prediction,
+    batch: ViewBatch,
+    face_model: MorphableModel,
+    source: str,
+    parser: FaceParser | None,
+) -> Tensor:
     if source == "regions":
-        return mask_loss(prediction.regions, batch.masks, prediction.mask & (batch.masks > 0))
+        assert prediction.drawn is not None  # needs_rendering
+        regions = drawn_regions(prediction.drawn, face_model.triangles, face_model.labels)
+        return mask_loss(regions, batch.masks, prediction.mask & (batch.masks > 0))
     if parser is None:
         raise ValueError("losses.mask_source: expected `regions` where no face parser is given, got 'parser'")
     drawn = prediction.image.movedim(-1, 2)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfmvr.networks.precision import full_precision
+from dfmvr.recompute import recomputed
 from dfmvr.types import N_LANDMARKS
 
 _SHARPNESS = 4.0
@@ -51,6 +52,10 @@ class LandmarkMaps(nn.Module):
 
 def expected_places(scores: Tensor) -> Tensor:
     """Return the maps' centres of mass [*L, K, 2], as shares of the picture, for scores [*L, K, h, w]."""
+    return recomputed(_centres_of_mass, scores)
+
+
+def _centres_of_mass(scores: Tensor) -> Tensor:
     height, width = scores.shape[-2:]
     with full_precision(scores) as wide:
         heat = wide.flatten(-2).softmax(-1).unflatten(-1, (height, width))

@@ -48,15 +48,12 @@ class OptimiserSettings:
 
 
 def build_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.optim.Adam:
-    """Return Adam over all of the network's parameters that are trained; one fused kernel on CUDA."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    fused = all(p.is_cuda for p in parameters)
+    """Return Adam over all of the network's parameters that are trained, as one fused kernel."""
     return torch.optim.Adam(
-        parameters,
+        [p for p in network.parameters() if p.requires_grad],
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
-        foreach=not fused,
-        fused=fused,
+        fused=True,
     )
 
 

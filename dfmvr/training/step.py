@@ -155,7 +155,8 @@ def train_step(
 
     With a distributed network every worker must call this together. A worker with a non-finite loss makes the
     shared gradient non-finite, so that all of them skip the step alike; the network's buffers (the running
-    statistics of batch norm) are put back then, for the bad batch has passed through them.
+    statistics of batch norm) are put back then, for the bad batch has passed through them. Only a fused
+    optimiser (build_optimiser) can skip a step.
     """
     buffers = [buffer.clone() for buffer in reconstructor.network.buffers()]
     optimiser.zero_grad(set_to_none=True)
@@ -164,19 +165,12 @@ def train_step(
         with _sharing_gradients(reconstructor.network, number == len(batches)):
             prediction = reconstructor(batch, losses.needs_rendering, bf16=precision == "bf16")
             loss, terms = total_loss(prediction, batch, reconstructor.face_model, losses, parser)
+            del prediction  # the backward pass does without most of it
             (_poison_if_not_finite(loss) / len(batches)).backward()
         values.append({"": loss.detach(), **terms})
     norm = clip_gradients(reconstructor.network, clip_norm)
-    if optimiser.defaults.get("fused"):
-        step_where_finite(reconstructor.network, optimiser, norm, buffers)
-        return _to_result(values, norm)
-    result = _to_result(values, norm)
-    if result.skipped:
-        _restore_buffers(reconstructor.network, buffers)
-        optimiser.zero_grad(set_to_none=True)
-    else:
-        optimiser.step()
-    return result
+    step_where_finite(reconstructor.network, optimiser, norm, buffers)
+    return _to_result(values, norm)
 
 
 def step_where_finite(
@@ -245,9 +239,3 @@ def _to_result(batches: list[dict[str, Tensor]], norm: Tensor) -> StepResult:
     means = torch.stack([torch.stack([*batch.values()]) for batch in batches]).mean(0)
     loss, *terms, gradient_norm = torch.cat([means, norm.detach().reshape(1)]).tolist()
     return StepResult(loss, dict(zip([*batches[0]][1:], terms, strict=True)), gradient_norm)
-
-
-def _restore_buffers(network: nn.Module, buffers: list[Tensor]) -> None:
-    with torch.no_grad():
-        for buffer, saved in zip(network.buffers(), buffers, strict=True):
-            buffer.copy_(saved)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dfmvr.geometry.camera import default_intrinsics
 from dfmvr.geometry.rotation import euler_to_matrix
 from dfmvr.lighting import AMBIENT
-from dfmvr.losses.mask import mask_loss
+from dfmvr.losses.mask import drawn_regions, mask_loss
 from dfmvr.losses.total import LossSettings, loss_terms, total_loss
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.reconstructor import Prediction, Reconstructor
@@ -75,6 +75,11 @@ def draw(reconstructor: Reconstructor, leaves: dict[str, Tensor]) -> Prediction:
     return reconstructor.draw(params, intrinsics, SIZE)
 
 
+def regions_of(reconstructor: Reconstructor, prediction: Prediction) -> Tensor:
+    model = reconstructor.face_model
+    return drawn_regions(prediction.drawn, model.triangles, model.labels)
+
+
 @pytest.fixture(scope="module")
 def batch(reconstructor: Reconstructor) -> ViewBatch:
     with torch.no_grad():
@@ -82,7 +87,7 @@ def batch(reconstructor: Reconstructor) -> ViewBatch:
     count = len(truth.mask)
     return ViewBatch(
         images=truth.image.movedim(-1, 2),
-        masks=torch.where(truth.mask, truth.regions.argmax(-1), 0),
+        masks=torch.where(truth.mask, regions_of(reconstructor, truth).argmax(-1), 0),
         weight_maps=torch.where(truth.mask, 0.5, 0.125),
         landmarks_2d=truth.landmarks_2d,
         landmarks_2d_weights=torch.ones(count, 3, 68),
@@ -116,6 +121,16 @@ def test_each_term_reaches_the_parameters_that_it_should_and_no_other(reconstruc
             if gradient is not None and gradient.abs().max() > 0
         }
     assert reached == REACHES
+
+
+def test_region_maps_are_the_drawn_one_hot_labels(reconstructor):
+    """Drawing the labels as vertex attributes gives the same maps."""
+    prediction = draw(reconstructor, draw_leaves(seed=1))
+    model, camera = reconstructor.face_model, prediction.vertices_camera
+    one_hot = nn.functional.one_hot(model.labels, 10).float().expand(*camera.shape[:2], -1, -1)
+    intrinsics = default_intrinsics(SIZE).expand(*camera.shape[:2], 3, 3)
+    expected = reconstructor.renderer(camera, model.triangles, one_hot, intrinsics, SIZE).attributes
+    torch.testing.assert_close(regions_of(reconstructor, prediction), expected)
 
 
 def test_every_view_and_sample_is_reached(reconstructor, batch):
@@ -152,7 +167,7 @@ def test_the_mask_loss_pulls_a_shifted_face_back(reconstructor, batch, shift_mm,
         moved = leaves["translation"].detach() + offset + step * torch.eye(3)[axis]
         prediction = draw(reconstructor, {**leaves, "translation": moved})
         shared = prediction.mask & (batch.masks > 0)
-        return mask_loss(prediction.regions, batch.masks, shared).mean(), step
+        return mask_loss(regions_of(reconstructor, prediction), batch.masks, shared).mean(), step
 
     here, step = loss(0.0)
     (gradient,) = torch.autograd.grad(here, step)

@@ -107,7 +107,7 @@ def test_wrong_settings_are_named(field: str, value: object, words: str) -> None
 def gradients(
     reconstructor: Reconstructor, batches: list[ViewBatch], precision: str = "fp32"
 ) -> torch.Tensor:
-    optimiser = torch.optim.SGD(reconstructor.network.parameters(), lr=0.0)
+    optimiser = torch.optim.SGD(reconstructor.network.parameters(), lr=0.0, fused=True)
     result = train_step(reconstructor, batches, optimiser, LossSettings(), 1e9, precision)
     assert not result.skipped
     return torch.cat([p.grad.flatten() for p in reconstructor.network.parameters() if p.grad is not None])
