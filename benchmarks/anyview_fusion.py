@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -99,9 +99,14 @@ def main() -> None:
     for network, choose in ((any_views, some_views), (three, three_views)):
         train(network, choose, load(settings, "train"), model, settings, options.steps)
     parts = [errors(any_views, three, truth, model, settings) for truth in truths]
-    found = Errors(*(np.concatenate(part) for part in zip(*map(_columns, parts), strict=True)))
+    found = Errors(
+        np.concatenate([part.by_views for part in parts]),
+        np.concatenate([part.unknown_yaws for part in parts]),
+        {"three": np.concatenate([part.of_three["three"] for part in parts])},
+        np.concatenate([part.mean_face for part in parts]),
+    )
     draw(Path(options.out) / "anyview_fusion.png", found, "distance of corresponding points, mm")
-    report("anyview_fusion", figures(found, "dense_mm"), samples=len(found.three), steps=options.steps)
+    report("anyview_fusion", figures(found, "dense_mm"), samples=len(found.mean_face), steps=options.steps)
 
 
 def load(settings: Settings, split: str) -> Landmarks:
@@ -173,8 +178,12 @@ def errors(
     by_views = [distances(any_views, STEP_ORDER[:k]) for k in range(1, len(STEP_ORDER) + 1)]
     untold = [distances(any_views, STEP_ORDER[:k], told=False) for k in UNTOLD]
     mean_face = rigid_distance(model.mean_shape.expand_as(truth), truth)
-    found = (torch.stack(by_views, 1), torch.stack(untold, 1), distances(three, THREE), mean_face)
-    return Errors(*(values.double().numpy() for values in found))
+    return Errors(
+        torch.stack(by_views, 1).double().numpy(),
+        torch.stack(untold, 1).double().numpy(),
+        {"three": distances(three, THREE).double().numpy()},
+        mean_face.double().numpy(),
+    )
 
 
 def _loss(
@@ -207,10 +216,6 @@ def _loss(
 
 def _yaws(settings: Settings) -> Tensor:
     return torch.deg2rad(torch.tensor(settings.synthetic.view_yaws))
-
-
-def _columns(found: Errors) -> tuple[Any, ...]:
-    return found.by_views, found.unknown_yaws, found.three, found.mean_face
 
 
 if __name__ == "__main__":
