@@ -38,6 +38,9 @@ SHIFT_SPREAD = 20.0
 """How far its translations are off, one standard deviation in mm along each axis."""
 MIN_FITTING = 0.5
 """The landmarks are another face's, or none, when a smaller share of their weight ends within OUTLIER."""
+ONE_VIEW_SHARE = 0.7
+"""How far to go towards the optimum where one view alone has landmarks: it says nothing of depth. The whole way
+makes 3 of 400 validation people worse by more than 0.1 mm, this none, for 25 % of gain in place of 29 %."""
 _DAMPING = 1e-4
 _MAX_DAMPING = 1e4
 """Factors on the Hessian's diagonal: the first one, and one at which no way down is left."""
@@ -170,6 +173,8 @@ def refine_params(
 ) -> Refined:
     """Fit identity, expression and poses to the landmarks of one sample; albedo and light stay.
 
+    Landmarks of one view alone move the answer by ONE_VIEW_SHARE of the way.
+
     Args:
         params: the network's answer for one sample, leading shape [1].
         batch: of that sample. A view whose landmarks all weigh 0 keeps its pose.
@@ -189,7 +194,9 @@ def refine_params(
     unknowns = _solve(fit, steps)
     if fit.share_fitting(unknowns) < MIN_FITTING:
         return Refined(params, None)
-    return Refined(fit.moved(unknowns), fit.covariance(unknowns))
+    one_view = int(fit.weights.any(-1).sum()) == 1
+    moved = fit.moved(ONE_VIEW_SHARE * unknowns if one_view else unknowns)
+    return Refined(moved, fit.covariance(unknowns))
 
 
 def _solve(fit: LandmarkFit, steps: int) -> Tensor:

@@ -13,7 +13,7 @@ from dfmvr.geometry.rotation import euler_to_matrix
 from dfmvr.morphable.model import MorphableModel
 from dfmvr.predictor import NOT_REFINED, Photo, Predictor
 from dfmvr.reconstructor import decode_landmarks
-from dfmvr.refine import OUTLIER, LandmarkFit, refine_params
+from dfmvr.refine import ONE_VIEW_SHARE, OUTLIER, LandmarkFit, refine_params
 from dfmvr.types import VIEW_NAMES, FaceParams, ViewBatch
 
 SIZE = 112
@@ -149,6 +149,17 @@ def test_a_view_without_landmarks_keeps_its_pose(
     refined = refine_params(disturbed, batch, model).params
     torch.testing.assert_close(refined.rotation[0, 2], disturbed.rotation[0, 2])
     assert not torch.allclose(refined.rotation[0, 0], disturbed.rotation[0, 0])
+
+
+def test_landmarks_of_one_view_move_the_answer_less_far(
+    disturbed: FaceParams, batch: ViewBatch, model: MorphableModel, monkeypatch: pytest.MonkeyPatch
+):
+    batch.landmarks_2d_weights[0, 1:] = 0.0
+    near = refine_params(disturbed, batch, model).params.identity - disturbed.identity
+    monkeypatch.setattr("dfmvr.refine.ONE_VIEW_SHARE", 1.0)
+    whole = refine_params(disturbed, batch, model).params.identity - disturbed.identity
+    torch.testing.assert_close(near, ONE_VIEW_SHARE * whole)
+    assert whole.norm() > 0.1
 
 
 @pytest.mark.parametrize("landmarks", ["none", "of nothing"])

@@ -1,7 +1,8 @@
 """Where each part of the head lies in the texture: the skin unfolded as one sheet, the other parts beside it.
 
 The face model's own texture coordinates are the whole body's, and its seams are shared vertices. Here the
-skin is cut from the nape to the crown and spread over a rectangle so that no two triangles overlap: every
+skin ends at the lowest line of edges that runs around the neck, without the face model's stubs of shoulders. It
+is cut from the nape to the crown and spread over a rectangle so that no two triangles overlap: every
 inner vertex is a weighted mean of its neighbours (Tutte; Floater 1997), with weights that are adapted until
 every millimetre gets about the texels it deserves (stretch minimisation: Yoshizawa, Belyaev and Seidel, "A
 fast and simple stretch-minimizing mesh parameterization", SMI 2004). Mirroring the head mirrors the skin's
@@ -10,6 +11,7 @@ sheet from left to right.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +58,8 @@ class Atlas:
     """The head's surface, cut so that each vertex has one place in the texture."""
 
     source: Array
-    """[M] int64: the head's vertex that each of the cut mesh's is (the cut's are there twice)."""
+    """[M] int64: the head's vertex that each of the cut mesh's is (the cut's are there twice, the shoulders' not
+    at all)."""
     uvs: Array
     """[M, 2] float32, origin at the bottom left."""
     triangles: Array
@@ -81,6 +84,7 @@ def build_atlas(vertices: Array, quads: Array, pieces: Array, mirror: Array, lab
         ValueError: the skin is no sheet with one border, the neck's.
     """
     vertices = vertices.astype(np.float64)
+    quads = _without_shoulders(vertices, quads, pieces, mirror)
     is_skin = pieces[quads[:, 0]] == PART_NAMES.index("skin")
     cut = _nape_to_crown(vertices, quads[is_skin], mirror)
     copies = np.arange(len(vertices))
@@ -99,7 +103,64 @@ def build_atlas(vertices: Array, quads: Array, pieces: Array, mirror: Array, lab
         left, side = _BOXES[name]
         uvs[ids] = (left, SKIN_HEIGHT + _STRIP_MARGIN) + side * flat
     parts = np.repeat(_PART_OF_PIECE[pieces[quads[:, 0]]], 2)
-    return Atlas(source, uvs.astype(np.float32), triangulate(cut_quads), parts, pockets)
+    used, corners = np.unique(cut_quads, return_inverse=True)
+    triangles = triangulate(corners.reshape(cut_quads.shape))
+    return Atlas(source[used], uvs[used].astype(np.float32), triangles, parts, pockets[used])
+
+
+def _without_shoulders(vertices: Array, quads: Array, pieces: Array, mirror: Array) -> Array:
+    """Return the quads without those of the skin below the neck's lowest closed line of edges."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    skin = np.flatnonzero(pieces[quads[:, 0]] == PART_NAMES.index("skin"))
+    half = _neck_line(vertices, quads[skin], mirror)
+    line = np.concatenate([half, mirror[half[-2:0:-1]], half[:1]])
+    n = len(vertices)
+    fence = {tuple(sorted(edge)) for edge in itertools.pairwise(line.tolist())}
+    sides = np.sort(np.stack([quads[skin], np.roll(quads[skin], -1, axis=1)], -1).reshape(-1, 2), 1)
+    codes = sides[:, 0] * n + sides[:, 1]
+    codes[np.isin(codes, [a * n + b for a, b in fence])] = -1
+    owner = np.repeat(np.arange(len(skin)), 4)
+    order = np.argsort(codes, kind="stable")
+    shared = (np.diff(codes[order]) == 0) & (codes[order][1:] >= 0)
+    pairs = owner[order][:-1][shared], owner[order][1:][shared]
+    _, group = connected_components(csr_matrix((np.ones(len(pairs[0])), pairs), (len(skin), len(skin))))
+    crown = vertices[quads[skin]].mean(1)[:, 1].argmax()
+    return np.delete(quads, skin[group != group[crown]], axis=0)
+
+
+def _neck_line(vertices: Array, quads: Array, mirror: Array) -> Array:
+    """Return the vertices of the lowest line of edges around the left half of the neck, throat to nape.
+
+    Raises:
+        ValueError: no line of edges leads around the neck.
+    """
+    edges, sharing = _edges(quads)
+    middle = mirror == np.arange(len(mirror))
+    beside: dict[int, list[int]] = {}
+    for a, b in edges.tolist():
+        beside.setdefault(a, []).append(b)
+        beside.setdefault(b, []).append(a)
+    around: dict[int, list[Array]] = {}
+    for quad in quads:
+        for corner in quad.tolist():
+            around.setdefault(corner, []).append(quad)
+    border = [v for v in np.unique(edges[sharing == 1]).tolist() if middle[v]]
+    start, before = max(border, key=lambda v: vertices[v, 2]), -1
+    while True:
+        line = [start, *(v for v in beside[start] if vertices[v, 0] > 0 and not middle[v])]
+        while len(line) > 1 and not middle[line[-1]]:
+            last = line[-1]
+            ring = np.concatenate([quad for quad in around[last] if line[-2] in quad])
+            ahead = [v for v in beside[last] if v not in ring] if len(beside[last]) == 4 else []
+            line = [*line, *ahead] if len(ahead) == 1 and len(line) < len(beside) else []
+        if line and vertices[line[-1], 2] < vertices[start, 2]:
+            return np.array(line)
+        onwards = [v for v in beside[start] if middle[v] and v != before]
+        if len(onwards) != 1:
+            raise ValueError("head: expected a line of edges around the neck, got none that closes")
+        before, start = start, onwards[0]
 
 
 def _nape_to_crown(vertices: Array, quads: Array, mirror: Array) -> Array:

@@ -35,7 +35,7 @@ class Avatar:
     normals: Array
     """[M, 3] float32 unit vectors; equal on both sides of the texture's cut."""
     source: Array
-    """[M] int64: vertices of the same number are one, divided by the texture's cut."""
+    """[M] int64 from 0, without gaps: vertices of the same number are one, divided by the texture's cut."""
     uvs: Array
     """[M, 2] float32, origin at the bottom left."""
     parts: Mapping[str, Array]
@@ -103,7 +103,7 @@ def pose_vertices(
     return Avatar(
         vertices=vertices.numpy()[atlas.source],
         normals=normals.numpy()[atlas.source],
-        source=atlas.source,
+        source=np.unique(atlas.source, return_inverse=True)[1],
         uvs=atlas.uvs,
         parts={name: atlas.triangles[atlas.parts == index] for index, name in enumerate(PARTS)},
         targets={

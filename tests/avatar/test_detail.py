@@ -99,7 +99,7 @@ def test_the_normal_map_holds_the_reliefs_normals(
     triangles = np.concatenate(list(wrinkled.parts.values()))
     tangents = vertex_tangents(wrinkled.vertices, wrinkled.normals, wrinkled.uvs, triangles)
     whole = torch.zeros(len(vertices), 3)
-    whole[wrinkled.source] = torch.from_numpy(tangents).float()
+    whole[head.atlas.source] = torch.from_numpy(tangents).float()
     t = texels.spread(whole)
     x, y, z = np.moveaxis(wrinkled.normal_map / 127.5 - 1, -1, 0)[..., None]
     decoded = x * t + y * np.cross(smooth, t) + z * smooth
@@ -133,8 +133,9 @@ def test_the_finer_head_is_the_face_models_next_level(
     assert sum(map(len, smooth.parts.values())) == 4 * sum(map(len, wrinkled.parts.values()))
     assert not smooth.targets
     assert smooth.normal_map is None
-    level_1 = head.model.vertices(identity, torch.zeros(64)).numpy()
-    pairs = head.model.triangles.numpy().reshape(-1, 6)
+    kept, corners = np.unique(head.atlas.source[head.atlas.triangles], return_inverse=True)
+    level_1 = head.model.vertices(identity, torch.zeros(64)).numpy()[kept]
+    pairs = corners.reshape(-1, 6)
     finer = catmull_clark(pairs[:, [0, 1, 2, 5]], len(level_1), np.arange(len(level_1))).matrix @ level_1
     place = np.sort(
         np.round(smooth.vertices[np.unique(smooth.source, return_index=True)[1]] @ (1, 1e3, 1e6), 2)

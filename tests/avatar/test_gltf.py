@@ -96,15 +96,15 @@ def test_it_names_arkits_units_and_its_parts(glb: Glb, data: bytes) -> None:
 def test_at_rest_it_is_the_face_models_head_in_metres(
     glb: Glb, avatar: Avatar, head: Head, identity: torch.Tensor
 ) -> None:
-    rest = head.model.vertices(identity, torch.zeros(64)).numpy() / 1000
+    rest = head.model.vertices(identity, torch.zeros(64)).numpy()[head.atlas.source] / 1000
     seen = np.zeros(len(rest), bool)
     for primitive, part in zip(glb.document["meshes"][0]["primitives"], avatar.parts, strict=True):
-        source = avatar.source[ids_of(avatar, part)]
+        ids = ids_of(avatar, part)
         attributes = primitive["attributes"]
-        np.testing.assert_allclose(glb.array(attributes["POSITION"]), rest[source], atol=1e-6)
-        seen[source] = True
-        corners = source[glb.array(primitive["indices"]).reshape(-1, 3).astype(int)]
-        np.testing.assert_array_equal(corners, avatar.source[avatar.parts[part]])
+        np.testing.assert_allclose(glb.array(attributes["POSITION"]), rest[ids], atol=1e-6)
+        seen[ids] = True
+        corners = ids[glb.array(primitive["indices"]).reshape(-1, 3).astype(int)]
+        np.testing.assert_array_equal(corners, avatar.parts[part])
         lengths = np.linalg.norm(glb.array(attributes["NORMAL"]), axis=1)
         np.testing.assert_allclose(lengths, 1, atol=1e-5)
     assert seen.all()
@@ -115,7 +115,7 @@ def test_at_rest_it_is_the_face_models_head_in_metres(
 
 def test_its_targets_are_the_face_models_expressions(glb: Glb, avatar: Avatar, head: Head) -> None:
     for primitive, part in zip(glb.document["meshes"][0]["primitives"], avatar.parts, strict=True):
-        source = avatar.source[ids_of(avatar, part)]
+        source = head.atlas.source[ids_of(avatar, part)]
         for unit, target in zip(head.units.numpy(), primitive["targets"], strict=True):
             difference = np.linalg.norm(glb.array(target["POSITION"]) * 1000 - unit[source], axis=1)
             assert difference.max() < STILL + 1e-4

@@ -62,17 +62,33 @@ def test_the_sheets_mirror_image_is_the_heads(head: Head) -> None:
     atlas, mirror = head.atlas, head.model.mirror.numpy()
     cut = np.unique(atlas.source[np.bincount(atlas.source)[atlas.source] > 1])
     on_skin = np.setdiff1d(atlas.source[atlas.triangles[atlas.parts == 0]], cut)
-    mirrored = atlas.uvs[mirror[on_skin]] * (-1, 1) + (1, 0)
-    np.testing.assert_allclose(atlas.uvs[on_skin], mirrored, atol=1e-4)
+    places = np.zeros((len(mirror), 2))
+    places[atlas.source] = atlas.uvs
+    np.testing.assert_allclose(places[on_skin], places[mirror[on_skin]] * (-1, 1) + (1, 0), atol=1e-4)
 
 
 def test_only_the_cut_divides_vertices(head: Head) -> None:
-    n = len(head.model.mean_shape)
-    np.testing.assert_array_equal(head.atlas.source[:n], np.arange(n))
-    np.testing.assert_array_equal(head.atlas.source[head.atlas.triangles], head.model.triangles.numpy())
-    copies = head.model.mean_shape[head.atlas.source[n:]]
+    atlas, triangles = head.atlas, head.model.triangles.numpy()
+    kept = {tuple(triangle) for triangle in atlas.source[atlas.triangles]}
+    assert len(kept) == len(atlas.triangles)
+    assert kept < {tuple(triangle) for triangle in triangles}
+    copies = head.model.mean_shape[np.flatnonzero(np.bincount(atlas.source) > 1)]
     assert copies[:, 0].abs().max() < 1e-3
     assert copies[:, 2].max() < 0  # behind
+
+
+def test_the_neck_ends_in_one_line_and_shoulders_are_left_out(head: Head) -> None:
+    corners = head.atlas.source[head.atlas.triangles]
+    sides = np.sort(np.stack([corners, np.roll(corners, -1, 1)], -1).reshape(-1, 2), 1)
+    edges, sharing = np.unique(sides, axis=0, return_counts=True)
+    border = head.model.mean_shape.numpy()[np.unique(edges[sharing == 1])]
+    on_neck = border[border[:, 1] < -60]
+    around = np.sort(np.arctan2(on_neck[:, 0], on_neck[:, 2] - on_neck[:, 2].mean()))
+    assert np.diff(around).max() < 0.2
+    assert np.abs(on_neck[:, 0]).max() < 75
+    # Near a plane through it: no jagged rim.
+    centred = on_neck - on_neck.mean(0)
+    assert np.linalg.svd(centred)[1][2] / np.sqrt(len(centred)) < 7
 
 
 def test_pockets_are_cavity_and_sockets(head: Head) -> None:
