@@ -1,10 +1,10 @@
 """Where each part of the head lies in the texture: the skin unfolded as one sheet, the other parts beside it.
 
 The face model's own texture coordinates are the whole body's, and its seams are shared vertices. Here the
-skin ends at the lowest line of edges that runs around the neck, without the face model's stubs of shoulders. It
-is cut from the nape to the crown and spread over a rectangle so that no two triangles overlap: every
-inner vertex is a weighted mean of its neighbours (Tutte; Floater 1997), with weights that are adapted until
-every millimetre gets about the texels it deserves (stretch minimisation: Yoshizawa, Belyaev and Seidel, "A
+skin ends at the lowest line of edges that runs around the neck, without the face model's stubs of
+shoulders. It is cut from the nape to the crown and spread over a rectangle so that no two triangles overlap:
+every inner vertex is a weighted mean of its neighbours (Tutte; Floater 1997), with weights that are adapted
+until every millimetre gets about the texels it deserves (stretch minimisation: Yoshizawa, Belyaev and Seidel, "A
 fast and simple stretch-minimizing mesh parameterization", SMI 2004). Mirroring the head mirrors the skin's
 sheet from left to right.
 """
@@ -58,8 +58,8 @@ class Atlas:
     """The head's surface, cut so that each vertex has one place in the texture."""
 
     source: Array
-    """[M] int64: the head's vertex that each of the cut mesh's is (the cut's are there twice, the shoulders' not
-    at all)."""
+    """[M] int64: the head's vertex that each of the cut mesh's is (the cut's are there twice, the shoulders'
+    not at all)."""
     uvs: Array
     """[M, 2] float32, origin at the bottom left."""
     triangles: Array
