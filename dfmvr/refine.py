@@ -39,8 +39,9 @@ SHIFT_SPREAD = 20.0
 MIN_FITTING = 0.5
 """The landmarks are another face's, or none, when a smaller share of their weight ends within OUTLIER."""
 ONE_VIEW_SHARE = 0.7
-"""How far to go towards the optimum where one view alone has landmarks, which tells little of depth. The whole
-way makes 3 of 400 validation people worse by more than 0.1 mm; this makes none, for 25 % of gain, not 29."""
+"""How far to go towards the optimum where one view alone has landmarks, which tells little of depth. The
+whole way makes 3 of 400 validation people worse by more than 0.1 mm; this makes none, for 25 % of gain, not
+29."""
 _DAMPING = 1e-4
 _MAX_DAMPING = 1e4
 """Factors on the Hessian's diagonal: the first one, and one at which no way down is left."""

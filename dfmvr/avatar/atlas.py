@@ -2,11 +2,11 @@
 
 The face model's own texture coordinates are the whole body's, and its seams are shared vertices. Here the
 skin ends at the lowest line of edges that runs around the neck, without the face model's stubs of
-shoulders. It is cut from the nape to the crown and spread over a rectangle so that no two triangles overlap:
-every inner vertex is a weighted mean of its neighbours (Tutte; Floater 1997), with weights that are adapted
-until every millimetre gets about the texels it deserves (stretch minimisation: Yoshizawa, Belyaev and Seidel, "A
-fast and simple stretch-minimizing mesh parameterization", SMI 2004). Mirroring the head mirrors the skin's
-sheet from left to right.
+shoulders. It is cut from the nape to the crown and spread over a rectangle so that no two triangles
+overlap: every inner vertex is a weighted mean of its neighbours (Tutte; Floater 1997), with weights that
+are adapted until every millimetre gets about the texels it deserves (stretch minimisation: Yoshizawa,
+Belyaev and Seidel, "A fast and simple stretch-minimizing mesh parameterization", SMI 2004). Mirroring the
+head mirrors the skin's sheet from left to right.
 """
 
 from __future__ import annotations
