@@ -7,9 +7,10 @@ the model. `predictor` is the Predictor in one process with the replica's number
 pictures, meshes included; `bare` leaves out the meshes, as JSON answers do; `bare_beside_busy` is that while
 programs that only count keep the other cores busy: what the cores share (caches, clock, execution units of
 hyperthreads) is lost to anything that runs beside the model.
-In turn: one client; as many as fill the batches (in rounds with the bare model); 80 % of that rate; far more
-than fits; `--requests` requests while the replica's memory is read; two replicas while one is killed, and
-while the application is deployed anew. Each phase's figures go to stderr when it ends.
+In turn: one client; as many as fill the batches (in rounds with the bare model); 80 % of that rate; far
+more than fits; one client while another has heads made, which takes seconds each; `--requests` requests
+while the replica's memory is read; two replicas while one is killed, and while the application is deployed
+anew. Each phase's figures go to stderr when it ends.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from serve.settings import ServeSettings
 
 PORT = 8765
 URL = f"http://127.0.0.1:{PORT}/v1/reconstructions"
+AVATARS_URL = f"http://127.0.0.1:{PORT}/v1/avatars"
 BATCH = 8
 CLIENTS = 2 * BATCH
 """Enough that the next batch is full when one ends."""
@@ -83,6 +85,7 @@ def main() -> None:
         add(in_rounds(bodies, photos, options.seconds))
         add(steady(bodies, 0.8 * metrics["served_per_second"], options.seconds))
         add(overload(bodies, options.seconds))
+        add(beside_avatars(bodies, options.seconds))
         add(memory(bodies, options.requests))
     with endpoint(replicas=2):
         add(killed(bodies, options.seconds))
@@ -214,6 +217,22 @@ def overload(bodies: list[Body], seconds: float) -> dict[str, float]:
     }
 
 
+def beside_avatars(bodies: list[Body], seconds: float) -> dict[str, float]:
+    """Ask for faces while another client has one head made after another."""
+
+    async def both() -> tuple[Result, Result]:
+        faces, heads = closed_loop(bodies, 1, seconds), closed_loop(bodies, 1, seconds, url=AVATARS_URL)
+        return await asyncio.gather(faces, heads)
+
+    faces, heads = asyncio.run(both())
+    return {
+        "p50_ms_beside_avatars": 1e3 * statistics.median(faces.latencies),
+        "p99_ms_beside_avatars": 1e3 * quantile(faces.latencies, 0.99),
+        "seconds_per_avatar": statistics.median(heads.latencies),
+        "failed_beside_avatars": float(faces.failures(400) + heads.failures(400)),
+    }
+
+
 def memory(bodies: list[Body], requests: int) -> dict[str, float]:
     """The replica's memory after a tenth of the requests, and after all of them."""
     pid = replica_pids()[0]
@@ -312,6 +331,7 @@ async def closed_loop(
     seconds: float,
     tries: int = 1,
     after: tuple[float, Callable[[], None]] | None = None,
+    url: str = URL,
 ) -> Result:
     """Let each client ask again as soon as it has its answer; call a function after some seconds."""
     result = Result()
@@ -321,7 +341,7 @@ async def closed_loop(
 
         async def client(bodies_of_it: Iterator[Body]) -> None:
             while time.perf_counter() < end:
-                await ask(http, next(bodies_of_it), result, tries)
+                await ask(http, next(bodies_of_it), result, tries, url)
 
         tasks = [client(itertools.cycle(bodies[k % PEOPLE :] + bodies[: k % PEOPLE])) for k in range(clients)]
         start = time.perf_counter()
@@ -358,7 +378,7 @@ async def counted(bodies: list[Body], requests: int) -> None:
         await asyncio.gather(*(client(requests // BATCH) for _ in range(BATCH)))
 
 
-async def ask(http: aiohttp.ClientSession, body: Body, result: Result, tries: int) -> None:
+async def ask(http: aiohttp.ClientSession, body: Body, result: Result, tries: int, url: str = URL) -> None:
     """Post one request, with an Idempotency-Key where it may be tried again."""
     headers = {"Content-Type": body.kind}
     if tries > 1:
@@ -366,7 +386,7 @@ async def ask(http: aiohttp.ClientSession, body: Body, result: Result, tries: in
     start = time.perf_counter()
     for attempt in range(tries):
         try:
-            async with http.post(URL, data=body.content, headers=headers) as response:
+            async with http.post(url, data=body.content, headers=headers) as response:
                 await response.read()
                 status = response.status
         except (aiohttp.ClientError, TimeoutError):
