@@ -11,13 +11,13 @@ head mirrors the skin's sheet from left to right.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dfmvr.morphable.subdivision import quad_edges
 from dfmvr.morphable.topology import PART_NAMES, triangulate
 from dfmvr.types import REGION_NAMES
 
@@ -115,19 +115,13 @@ def _without_shoulders(vertices: Array, quads: Array, pieces: Array, mirror: Arr
 
     skin = np.flatnonzero(pieces[quads[:, 0]] == PART_NAMES.index("skin"))
     half = _neck_line(vertices, quads[skin], mirror)
-    line = np.concatenate([half, mirror[half[-2:0:-1]], half[:1]])
-    n = len(vertices)
-    fence = {tuple(sorted(edge)) for edge in itertools.pairwise(line.tolist())}
-    sides = np.sort(np.stack([quads[skin], np.roll(quads[skin], -1, axis=1)], -1).reshape(-1, 2), 1)
-    codes = sides[:, 0] * n + sides[:, 1]
-    codes[np.isin(codes, [a * n + b for a, b in fence])] = -1
-    owner = np.repeat(np.arange(len(skin)), 4)
-    order = np.argsort(codes, kind="stable")
-    shared = (np.diff(codes[order]) == 0) & (codes[order][1:] >= 0)
-    pairs = owner[order][:-1][shared], owner[order][1:][shared]
-    _, group = connected_components(csr_matrix((np.ones(len(pairs[0])), pairs), (len(skin), len(skin))))
+    edges, of_side, _ = quad_edges(quads[skin], len(vertices))
+    crossed = ~np.isin(edges[of_side], [half, mirror[half]]).all(-1)
+    quad, edge = np.nonzero(crossed)[0], len(skin) + of_side[crossed]
+    n = len(skin) + len(edges)
+    _, group = connected_components(csr_matrix((np.ones(len(quad)), (quad, edge)), (n, n)), directed=False)
     crown = vertices[quads[skin]].mean(1)[:, 1].argmax()
-    return np.delete(quads, skin[group != group[crown]], axis=0)
+    return np.delete(quads, skin[group[: len(skin)] != group[crown]], axis=0)
 
 
 def _neck_line(vertices: Array, quads: Array, mirror: Array) -> Array:
@@ -218,8 +212,7 @@ def _unfold(uvs: Array, vertices: Array, quads: Array, crown: int, right_cut: Ar
 
 def _edges(quads: Array) -> tuple[Array, Array]:
     """Return the edges [E, 2] and how many quads share each."""
-    sides = np.stack([quads, np.roll(quads, -1, axis=1)], -1).reshape(-1, 2)
-    edges, counts = np.unique(np.sort(sides, 1), axis=0, return_counts=True)
+    edges, _, counts = quad_edges(quads, int(quads.max()) + 1)
     return edges, counts
 
 
