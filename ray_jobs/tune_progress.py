@@ -21,7 +21,11 @@ class SweepProgress(Callback):
 
     def __init__(self, sweep: Sweep, count: int) -> None:
         self._sweep, self._count = sweep, count
-        self._order = sweep.trial_order()
+        self._order: list[str] = []
+
+    def setup(self, *arguments: Any, **info: Any) -> None:
+        """Read the order so far: a sweep that goes on has this callback as it was at the very start."""
+        self._order = self._sweep.trial_order()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tell a trial's number and point."""

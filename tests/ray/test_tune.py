@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from ray.tune.experiment import Trial
 from torch import nn
 
 from dfmvr.config import Settings, dump_settings, load_settings
@@ -30,6 +32,7 @@ from ray_jobs.scaling import PreflightError
 from ray_jobs.train import check_data
 from ray_jobs.tune import build_scheduler, main, parse
 from ray_jobs.tune_charts import parallel_coordinates, place
+from ray_jobs.tune_progress import SweepProgress
 from ray_jobs.tune_report import terminal_table, write_results
 from ray_jobs.tune_results import Summary, TrialRow, comparable_figures, importance, merged_curve
 from ray_jobs.tune_settings import TuneSettings
@@ -303,6 +306,22 @@ def test_a_misspelt_space_and_missing_data_are_told_before_ray_starts(
     assert main(["--config", str(tmp_path / "s.yaml")]) == 1
     assert f"no complete data set at {tmp_path}/none" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_that_goes_on_keeps_the_order_of_its_trials(tmp_path: Path) -> None:
+    """Ray Tune restores the callback as it was before the first trial started."""
+    sweep = sweep_of(tmp_path)
+    first = SweepProgress(sweep, 3)
+    pickled = pickle.dumps(first)
+    runs = {name: cast(Trial, SimpleNamespace(trial_id=name, config={})) for name in ("b", "a", "c")}
+    first.setup()
+    for name in ("b", "a"):
+        first.on_trial_start(0, [], runs[name])
+    again = pickle.loads(pickled)
+    again.setup()
+    for name in ("a", "c"):
+        again.on_trial_start(0, [], runs[name])
+    assert sweep.trial_order() == ["b", "a", "c"]
 
 
 # Whole sweeps, on Ray
