@@ -15,5 +15,7 @@ def recomputed(function: Callable[..., Tensor], *arguments: object) -> Tensor:
         function: deterministic, without state.
         arguments: kept in place of what the function computes.
     """
+    if not any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments):
+        return function(*arguments)  # tensors of inference mode can be kept for nothing
     result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
     return result

@@ -133,6 +133,17 @@ def test_region_maps_are_the_drawn_one_hot_labels(reconstructor):
     torch.testing.assert_close(regions_of(reconstructor, prediction), expected)
 
 
+def test_what_was_predicted_in_inference_mode_can_be_drawn(reconstructor):
+    leaves = draw_leaves(seed=1)
+    with torch.inference_mode():
+        params = FaceParams(
+            **{name: value.clone() for name, value in vars(as_params(leaves)).items() if value is not None}
+        )
+    intrinsics = default_intrinsics(SIZE).expand(*params.translation.shape[:2], 3, 3)
+    found = reconstructor.draw(params, intrinsics, SIZE).image
+    torch.testing.assert_close(found, draw(reconstructor, leaves).image.detach())
+
+
 def test_every_view_and_sample_is_reached(reconstructor, batch):
     leaves = draw_leaves(seed=2)
     terms = terms_of(reconstructor, batch, leaves)
